@@ -1,0 +1,292 @@
+//! One key after another: from values to the fields of a configuration, and what stands there
+//! where the file says nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::diag::{Place, Report};
+use super::ini::Entry;
+use super::inputs;
+use super::keys::Key;
+use super::model::{
+    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, Program, RecordFailure, Retention,
+    RunAs, RunUser,
+};
+use super::people::{Names, groups, run_group, run_user, users};
+use super::values::{self, Bad, Bounds};
+use crate::ids::{ActionName, Gid, Uid};
+
+/// The daemon's settings where the file says nothing.
+pub(super) fn default_global() -> Global {
+    Global {
+        socket_path: "/var/run/deployer".into(),
+        socket_mode: 0o666,
+        clients_per_user: 1024,
+        root: "/usr/share/deployer".into(),
+        state_dir: "/var/lib/deployer".into(),
+        log_dir: "/var/log/deployer".into(),
+        record_failure: RecordFailure::Refuse,
+        shutdown_timeout: Duration::from_secs(30),
+        cgroup: Cgroup::Auto,
+    }
+}
+
+/// A program where the file says nothing.
+pub(super) fn default_program() -> Program {
+    let days = |n: u64| Some(Duration::from_secs(n * 86_400));
+    Program {
+        line: 0,
+        command: None,
+        allow: Allow::default(),
+        allow_action: BTreeMap::new(),
+        run_as: RunAs {
+            user: None,
+            group: None,
+            line: 0,
+        },
+        run_as_action: BTreeMap::new(),
+        cwd: None,
+        umask: 0o022,
+        path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        shell: "/bin/sh".into(),
+        env: BTreeMap::new(),
+        limits: BTreeMap::new(),
+        args: Args::None,
+        inputs: Vec::new(),
+        timeout: None,
+        timeout_action: BTreeMap::new(),
+        stop_timeout: Duration::from_secs(10),
+        stop_signal: 15,
+        kill_mode: KillMode::Tree,
+        no_new_privs: true,
+        coalesce: true,
+        leftovers: Leftovers::Keep,
+        log_max_size: 1 << 30,
+        log_keep: Retention {
+            count: Some(100),
+            age: days(30),
+            size: Some(4 << 30),
+        },
+        history_keep: Retention {
+            count: Some(1000),
+            age: days(90),
+            size: None,
+        },
+    }
+}
+
+/// A program while its keys are read: what can only be settled when all are known stands apart.
+#[derive(Clone)]
+pub(super) struct Draft {
+    pub program: Program,
+    args: Option<Args>,
+    users: BTreeMap<ActionName, (Option<RunUser>, usize)>,
+    groups: BTreeMap<ActionName, Gid>,
+}
+
+impl Draft {
+    pub fn new() -> Self {
+        Self {
+            program: default_program(),
+            args: None,
+            users: BTreeMap::new(),
+            groups: BTreeMap::new(),
+        }
+    }
+
+    pub fn finish(mut self) -> Program {
+        let program = &mut self.program;
+        // A script of the root directory was written without a thought of arguments.
+        let usual = if program.command.is_some() {
+            Args::Any
+        } else {
+            Args::None
+        };
+        program.args = self.args.unwrap_or(usual);
+        for action in self.users.keys().chain(self.groups.keys()) {
+            let mut run_as = program.run_as.clone();
+            if let Some((user, line)) = self.users.get(action) {
+                run_as.user.clone_from(user);
+                run_as.line = *line;
+            }
+            if let Some(group) = self.groups.get(action) {
+                run_as.group = Some(*group);
+            }
+            program.run_as_action.insert(action.clone(), run_as);
+        }
+        self.program
+    }
+}
+
+/// Reads the values of keys into the places where they belong, and reports those it cannot.
+pub(super) struct Reader<'a> {
+    pub names: &'a dyn Names,
+    pub report: &'a mut Report,
+}
+
+impl Reader<'_> {
+    /// Takes over a setting of the daemon; false if the key is not one.
+    pub fn daemon_key(&mut self, key: &Key, entry: &Entry, global: &mut Global) -> bool {
+        let v = entry.value.as_str();
+        match key {
+            Key::SocketPath => self.set(entry, values::socket_path(v), &mut global.socket_path),
+            Key::SocketMode => self.set(entry, values::mode(v), &mut global.socket_mode),
+            Key::ClientsPerUser => self.set(entry, values::count(v), &mut global.clients_per_user),
+            Key::Root => self.set(entry, values::path(v), &mut global.root),
+            Key::StateDir => self.set(entry, values::path(v), &mut global.state_dir),
+            Key::LogDir => self.set(entry, values::path(v), &mut global.log_dir),
+            Key::RecordFailure => {
+                let words = [
+                    ("refuse", RecordFailure::Refuse),
+                    ("run", RecordFailure::Run),
+                ];
+                self.set(entry, values::word(v, &words), &mut global.record_failure);
+            }
+            Key::ShutdownTimeout => {
+                self.set(entry, values::duration(v), &mut global.shutdown_timeout);
+            }
+            Key::Cgroup => {
+                let auto = values::word(v, &[("auto", true), ("off", false)]);
+                let cgroup = auto.map(|auto| if auto { Cgroup::Auto } else { Cgroup::Off });
+                self.set(entry, cgroup, &mut global.cgroup);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn set<T>(&mut self, entry: &Entry, result: Result<T, Bad>, target: &mut T) {
+        if let Some(value) = self.value(entry, result) {
+            *target = value;
+        }
+    }
+
+    /// Takes over a setting of a program, or the global default of one.
+    pub fn program_key(&mut self, key: Key, entry: &Entry, draft: &mut Draft) {
+        let v = entry.value.as_str();
+        let p = &mut draft.program;
+        match key {
+            Key::AllowUid => p.allow.uids = self.uids(entry),
+            Key::AllowGid => p.allow.gids = self.gids(entry),
+            Key::UidAction(action) => {
+                p.allow_action.entry(action).or_default().uids = Some(self.uids(entry));
+            }
+            Key::GidAction(action) => {
+                p.allow_action.entry(action).or_default().gids = Some(self.gids(entry));
+            }
+            // The table lets no other action have one yet.
+            Key::Command(_) => p.command = Some(v.to_owned()),
+            Key::User => {
+                p.run_as.user = self.value(entry, run_user(v, self.names));
+                p.run_as.line = entry.line;
+            }
+            Key::Group => p.run_as.group = self.value(entry, run_group(v, self.names)),
+            Key::UserAction(action) => {
+                let user = self.value(entry, run_user(v, self.names));
+                draft.users.insert(action, (user, entry.line));
+            }
+            Key::GroupAction(action) => {
+                if let Some(group) = self.value(entry, run_group(v, self.names)) {
+                    draft.groups.insert(action, group);
+                }
+            }
+            Key::Cwd => p.cwd = self.value(entry, values::path(v)),
+            Key::Umask => self.set(entry, values::mode(v), &mut p.umask),
+            Key::Path => self.set(entry, values::search_path(v), &mut p.path),
+            Key::Shell => self.set(entry, values::path(v), &mut p.shell),
+            Key::Env(name) => {
+                p.env.insert(name, v.to_owned());
+            }
+            Key::Limit(resource) => {
+                if let Some(limit) = self.value(entry, values::limit(resource, v)) {
+                    p.limits.insert(resource, limit);
+                }
+            }
+            Key::Args => {
+                let words = [("none", Args::None), ("any", Args::Any)];
+                draft.args = self.value(entry, values::word(v, &words));
+            }
+            Key::Input(name) => p.inputs.extend(self.value(entry, inputs::parse(&name, v))),
+            Key::Timeout => self.set(entry, values::optional_duration(v), &mut p.timeout),
+            Key::TimeoutAction(action) => {
+                if let Some(timeout) = self.value(entry, values::optional_duration(v)) {
+                    p.timeout_action.insert(action, timeout);
+                }
+            }
+            Key::StopTimeout => self.set(entry, values::duration(v), &mut p.stop_timeout),
+            Key::StopSignal => self.set(entry, values::signal(v), &mut p.stop_signal),
+            Key::KillMode => {
+                let words = [("tree", KillMode::Tree), ("process", KillMode::Process)];
+                self.set(entry, values::word(v, &words), &mut p.kill_mode);
+            }
+            Key::NoNewPrivs => self.set(entry, values::yes_no(v), &mut p.no_new_privs),
+            Key::Coalesce => self.set(entry, values::yes_no(v), &mut p.coalesce),
+            Key::Leftovers => {
+                let words = [
+                    ("keep", Leftovers::Keep),
+                    ("kill", Leftovers::Kill),
+                    ("wait", Leftovers::Wait),
+                ];
+                self.set(entry, values::word(v, &words), &mut p.leftovers);
+            }
+            Key::LogMaxSize => self.set(entry, values::size(v), &mut p.log_max_size),
+            Key::LogKeep => self.set(entry, values::retention(v, Bounds::Logs), &mut p.log_keep),
+            Key::HistoryKeep => {
+                self.set(
+                    entry,
+                    values::retention(v, Bounds::Rows),
+                    &mut p.history_keep,
+                );
+            }
+            // Never in a program, says the table; and of globals `daemon_key` takes them first.
+            Key::SocketPath
+            | Key::SocketMode
+            | Key::ClientsPerUser
+            | Key::Root
+            | Key::StateDir
+            | Key::LogDir
+            | Key::RecordFailure
+            | Key::ShutdownTimeout
+            | Key::Cgroup => {}
+        }
+    }
+
+    fn uids(&mut self, entry: &Entry) -> Allowed<Uid> {
+        let found = users(&entry.value, self.names);
+        self.allowed(entry, found)
+    }
+
+    fn gids(&mut self, entry: &Entry) -> Allowed<Gid> {
+        let found = groups(&entry.value, self.names);
+        self.allowed(entry, found)
+    }
+
+    /// A list with its line; nobody's if anything is wrong with it.
+    fn allowed<T>(&mut self, entry: &Entry, found: Result<Vec<T>, Vec<Bad>>) -> Allowed<T> {
+        let ids = found.unwrap_or_else(|bad| {
+            for bad in bad {
+                self.bad(entry, bad);
+            }
+            Vec::new()
+        });
+        Allowed {
+            ids,
+            line: entry.line,
+        }
+    }
+
+    /// Reports why `entry` cannot have its value; hands on a good one.
+    fn value<T>(&mut self, entry: &Entry, result: Result<T, Bad>) -> Option<T> {
+        result.map_err(|bad| self.bad(entry, bad)).ok()
+    }
+
+    fn bad(&mut self, entry: &Entry, bad: Bad) {
+        let span = bad.span.unwrap_or_else(|| 0..entry.value.chars().count());
+        let at = Place {
+            line: entry.line,
+            col: entry.value_col + span.start,
+            width: span.len(),
+        };
+        self.report.error(bad.code, at, bad.message, bad.help);
+    }
+}

@@ -1,0 +1,77 @@
+//! Which lists of people hold for an action of a program.
+
+use super::keys::{self, ActionSpec};
+use super::model::{Allowed, Program};
+use crate::ids::{Gid, Uid};
+
+/// The lists that hold for one action.
+pub(crate) struct Lists<'a> {
+    /// Of users.
+    pub users: List<'a, Uid>,
+    /// Of groups.
+    pub groups: List<'a, Gid>,
+}
+
+/// A list, and the action whose own it is; none is the program's.
+pub(crate) struct List<'a, T> {
+    kind: &'static str,
+    /// The list itself.
+    pub list: &'a Allowed<T>,
+    action: Option<&'static str>,
+}
+
+impl<T> List<'_, T> {
+    /// The key as the configuration has it.
+    pub fn key(&self) -> String {
+        match self.action {
+            Some(action) => format!("{}-{action}", self.kind),
+            None => format!("allow-{}", self.kind),
+        }
+    }
+
+    /// The key and the line, if somebody is on the list.
+    pub fn describe(&self) -> Option<String> {
+        let somebody = !self.list.ids.is_empty();
+        somebody.then(|| format!("{} (line {})", self.key(), self.list.line))
+    }
+}
+
+impl<'a> Lists<'a> {
+    /// Each list from the action itself, the action it is like, or the program.
+    pub fn of(program: &'a Program, action: &ActionSpec) -> Self {
+        let mut users = None;
+        let mut groups = None;
+        let mut next = Some(action);
+        // No row of the table is like itself, so this ends.
+        while let Some(spec) = next {
+            let own = program
+                .allow_action
+                .iter()
+                .find(|(name, _)| name.as_str() == spec.name);
+            if let Some((_, own)) = own {
+                users = users.or(own.uids.as_ref().map(|list| (list, spec.name)));
+                groups = groups.or(own.gids.as_ref().map(|list| (list, spec.name)));
+            }
+            next = spec.like.and_then(keys::action);
+        }
+        let (users, user_action) = users.map_or((&program.allow.uids, None), |(l, a)| (l, Some(a)));
+        let (groups, group_action) =
+            groups.map_or((&program.allow.gids, None), |(l, a)| (l, Some(a)));
+        Self {
+            users: List {
+                kind: "uid",
+                list: users,
+                action: user_action,
+            },
+            groups: List {
+                kind: "gid",
+                list: groups,
+                action: group_action,
+            },
+        }
+    }
+    /// Whether anybody is on a list who is not root.
+    pub fn anybody_but_root(&self) -> bool {
+        !self.groups.list.ids.is_empty() || self.users.list.ids.iter().any(|u| *u != Uid::ROOT)
+    }
+}

@@ -1,0 +1,50 @@
+//! The configuration: from the bytes of a file to a [`model::Config`] that is valid by construction.
+//!
+//! ```text
+//! load   the file, its owner and its directories; the only part that does I/O
+//!  └ check   what the keys mean; every error and warning at once
+//!     ├ draft    what each key changes, and the defaults
+//!     ├ ini      lines, sections, keys, columns
+//!     ├ keys     which keys there are, and where: a table
+//!     ├ values   durations, sizes, modes, limits, signals
+//!     ├ people   users and groups
+//!     ├ lists    which of them hold for an action
+//!     └ inputs   typed values that clients pass
+//! model  the result          diag  how errors look
+//! ```
+//!
+//! Nothing outside [`load`] reads a file, a clock or a database of names, so all of it can be
+//! tested with text alone.
+
+pub mod check;
+pub mod diag;
+mod draft;
+pub mod ini;
+pub mod inputs;
+pub mod keys;
+pub(crate) mod lists;
+pub mod load;
+pub mod model;
+pub mod people;
+mod values;
+
+use std::path::PathBuf;
+
+/// Where the daemon listens when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/var/run/deployer";
+
+/// The `socket-path` of a configuration, for a client that wants nothing else of it: looks at
+/// the globals alone, however many programs there are.
+#[must_use]
+pub fn socket_path(text: &[u8]) -> Option<PathBuf> {
+    let lines = text.split_inclusive(|b| *b == b'\n');
+    let globals: Vec<u8> = lines
+        .take_while(|line| line.trim_ascii_start().first() != Some(&b'['))
+        .flatten()
+        .copied()
+        .collect();
+    let scan = ini::scan(&globals);
+    let mut entries = scan.document.sections.iter().flat_map(|s| &s.entries);
+    let last = entries.rfind(|e| e.key == "socket-path")?;
+    Some(PathBuf::from(&last.value))
+}

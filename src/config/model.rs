@@ -1,0 +1,291 @@
+//! What a configuration says, valid by construction. Data only: [`super::check`] makes it from
+//! text, everybody else reads it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ids::{ActionName, Gid, ProgramName, Uid};
+
+/// A whole configuration, as it is in force.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The daemon's own settings.
+    pub global: Global,
+    /// Every `[prog-NAME]` section, by name.
+    pub programs: BTreeMap<ProgramName, Arc<Program>>,
+    /// What a script of the root directory without a section gets: the global values.
+    pub script: Arc<Program>,
+}
+
+/// Settings of the daemon, from the lines before the first section.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Global {
+    /// Where clients connect.
+    pub socket_path: PathBuf,
+    /// Permission bits of the socket.
+    pub socket_mode: u32,
+    /// How many connections one uid may hold.
+    pub clients_per_user: u32,
+    /// The script directory.
+    pub root: PathBuf,
+    /// Run history, lock.
+    pub state_dir: PathBuf,
+    /// Logs of runs.
+    pub log_dir: PathBuf,
+    /// Whether new runs start while the history cannot be written.
+    pub record_failure: RecordFailure,
+    /// How long a stopping daemon lets live runs go on before it ends them.
+    pub shutdown_timeout: Duration,
+    /// Whether runs get control groups of their own.
+    pub cgroup: Cgroup,
+}
+
+/// What happens to a new request while it cannot be recorded (`record-failure`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordFailure {
+    /// It is refused: nothing runs off the record.
+    Refuse,
+    /// It runs, and is recorded when that works again.
+    Run,
+}
+
+/// How the processes of a run are kept together (`cgroup`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cgroup {
+    /// A control group (v2) a run where the daemon can make one, else by descent.
+    Auto,
+    /// Always by descent.
+    Off,
+}
+
+/// One program: what it runs, for whom, as whom, and within which bounds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    /// Line of its section header; 0 for the template of scripts without a section.
+    pub line: usize,
+    /// `cmd-run`; none means the root directory's script of the same name.
+    pub command: Option<String>,
+    /// Who may, when no list for the action says otherwise.
+    pub allow: Allow,
+    /// `uid-ACTION` and `gid-ACTION`: each list that is given replaces the one in `allow`.
+    pub allow_action: BTreeMap<ActionName, AllowAction>,
+    /// Who its processes run as.
+    pub run_as: RunAs,
+    /// `user-ACTION` and `group-ACTION`, resolved against `run_as`.
+    pub run_as_action: BTreeMap<ActionName, RunAs>,
+    /// Directory to start in; none means the script's own, or `/` for a command.
+    pub cwd: Option<PathBuf>,
+    /// File mode creation mask of the child.
+    pub umask: u32,
+    /// `PATH` of the child.
+    pub path: String,
+    /// Shell that runs commands.
+    pub shell: PathBuf,
+    /// `env-NAME`: further environment.
+    pub env: BTreeMap<String, String>,
+    /// `limit-NAME`: resource limits.
+    pub limits: BTreeMap<Resource, Limit>,
+    /// Whether clients may pass arguments.
+    pub args: Args,
+    /// `input-NAME`, in the order of the file.
+    pub inputs: Vec<Input>,
+    /// How long one run may take.
+    pub timeout: Option<Duration>,
+    /// `timeout-ACTION`.
+    pub timeout_action: BTreeMap<ActionName, Option<Duration>>,
+    /// How long after the stop signal KILL follows.
+    pub stop_timeout: Duration,
+    /// The signal that asks a run to end, a number.
+    pub stop_signal: i32,
+    /// Which processes are ended with a run.
+    pub kill_mode: KillMode,
+    /// Whether set-id programs are powerless in the child.
+    pub no_new_privs: bool,
+    /// Whether waiting requests coalesce to the last.
+    pub coalesce: bool,
+    /// What happens to processes that outlive their run.
+    pub leftovers: Leftovers,
+    /// The largest log of one run, in bytes.
+    pub log_max_size: u64,
+    /// Which logs are kept.
+    pub log_keep: Retention,
+    /// Which rows of the history are kept.
+    pub history_keep: Retention,
+}
+
+impl Program {
+    /// Who the processes of `action` run as.
+    #[must_use]
+    pub fn run_as(&self, action: &ActionName) -> &RunAs {
+        self.run_as_action.get(action).unwrap_or(&self.run_as)
+    }
+
+    /// How long a run of `action` may take; none is without bound.
+    #[must_use]
+    pub fn timeout(&self, action: &ActionName) -> Option<Duration> {
+        self.timeout_action
+            .get(action)
+            .copied()
+            .unwrap_or(self.timeout)
+    }
+}
+
+/// Lists of who may. Root always may. Both empty: nobody else.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Allow {
+    /// `allow-uid`.
+    pub uids: Allowed<Uid>,
+    /// `allow-gid`.
+    pub gids: Allowed<Gid>,
+}
+
+/// The lists of one action; a list that is absent leaves the general one in force.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AllowAction {
+    /// `uid-ACTION`.
+    pub uids: Option<Allowed<Uid>>,
+    /// `gid-ACTION`.
+    pub gids: Option<Allowed<Gid>>,
+}
+
+/// A list of ids and the line that says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed<T> {
+    /// The ids; empty for `none`.
+    pub ids: Vec<T>,
+    /// Line of the configuration file; 0 where nothing was said.
+    pub line: usize,
+}
+
+impl<T> Default for Allowed<T> {
+    fn default() -> Self {
+        Self {
+            ids: Vec::new(),
+            line: 0,
+        }
+    }
+}
+
+/// Who a process runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunAs {
+    /// `user`; none means the daemon's own user.
+    pub user: Option<RunUser>,
+    /// `group`; none means the user's primary group (for a bare number: the same number).
+    pub group: Option<Gid>,
+    /// Line that names the user; 0 where nothing was said.
+    pub line: usize,
+}
+
+/// A user to run as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunUser {
+    /// By name: with that user's groups.
+    Named(String),
+    /// A bare number: no supplementary groups.
+    Number(Uid),
+}
+
+/// Whether clients may pass arguments (`args`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Args {
+    /// Refused.
+    None,
+    /// Passed on as they are.
+    Any,
+}
+
+/// A typed value that a client passes as `NAME=VALUE`, and the script gets as `INPUT_NAME`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Input {
+    /// Lower-case letters, digits and dashes.
+    pub name: String,
+    /// Which values are valid.
+    pub kind: InputKind,
+    /// Used when the client says nothing; none makes the input required (a flag defaults to `no`).
+    pub default: Option<String>,
+}
+
+/// The type of an input.
+#[derive(Debug, Clone)]
+pub enum InputKind {
+    /// Text that matches a whole pattern; none allows any text without control characters.
+    Text(Option<regex_lite::Regex>),
+    /// `yes` or `no`.
+    Flag,
+    /// One of the words.
+    Choice(Vec<String>),
+    /// A whole number in the range, both ends included.
+    Int(i64, i64),
+}
+
+impl PartialEq for InputKind {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Text(a), Self::Text(b)) => {
+                a.as_ref().map(|r| r.as_str()) == b.as_ref().map(|r| r.as_str())
+            }
+            (Self::Flag, Self::Flag) => true,
+            (Self::Choice(a), Self::Choice(b)) => a == b,
+            (Self::Int(a, b), Self::Int(c, d)) => (a, b) == (c, d),
+            _ => false,
+        }
+    }
+}
+
+/// Which processes end with a run that is stopped (`kill-mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KillMode {
+    /// All that descends from it.
+    Tree,
+    /// Its process alone.
+    Process,
+}
+
+/// What happens to processes that outlive their run (`leftovers`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leftovers {
+    /// They stay, and the record says so.
+    Keep,
+    /// They are ended as by a stop.
+    Kill,
+    /// The run goes on until they are gone.
+    Wait,
+}
+
+/// A resource limit's name, as in `limit-NAME`: the POSIX name in lower case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Resource {
+    As,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Memlock,
+    Nofile,
+    Nproc,
+    Stack,
+}
+
+/// Soft and hard value of a resource limit; none is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The limit in force.
+    pub soft: Option<u64>,
+    /// What the process itself may raise it to.
+    pub hard: Option<u64>,
+}
+
+/// What is kept: whatever exceeds one of the bounds goes, the oldest first. None is unbounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Number of runs of one program.
+    pub count: Option<u64>,
+    /// Time since the end of the run.
+    pub age: Option<Duration>,
+    /// Bytes of all logs of one program.
+    pub size: Option<u64>,
+}

@@ -1,0 +1,10 @@
+//! deployer: runs what a file allows, as whom the file says, for whom the file names.
+//!
+//! A pure core (`engine`, `policy`, `protocol`, `config` but for its `load`) with shells around
+//! it, and `sys` below them, the only place with `unsafe`. `doc/design.rst` has the map.
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod config;
+pub mod ids;
+pub mod policy;
