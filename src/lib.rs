@@ -6,5 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod config;
+pub mod engine;
 pub mod ids;
 pub mod policy;
+pub mod protocol;

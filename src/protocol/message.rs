@@ -1,0 +1,329 @@
+//! The JSON control messages of the framed protocol.
+//!
+//! A client sends one [`Request`]; the daemon answers with [`Reply`] messages. Fields that are
+//! absent mean their default, unknown fields are refused, so that a misspelt one is noticed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What a client asks for. One a connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Run a program.
+    Run(RunRequest),
+    /// Replay, and follow, the log of a run.
+    Logs(LogsRequest),
+    /// Rows of the history, oldest first.
+    History {
+        /// Only this program's.
+        #[serde(default)]
+        program: Option<String>,
+        /// Only this run's.
+        #[serde(default)]
+        id: Option<u64>,
+        /// Only the newest so many.
+        #[serde(default)]
+        limit: Option<u64>,
+    },
+    /// Withdraw a waiting request or end a live run.
+    Cancel {
+        /// Its number.
+        id: u64,
+    },
+    /// What the caller, or as root somebody else, may do.
+    Can {
+        /// Only this program.
+        #[serde(default)]
+        program: Option<String>,
+        /// Only this action.
+        #[serde(default)]
+        action: Option<String>,
+        /// Root only: as seen by this user, a name or a number.
+        #[serde(default)]
+        user: Option<String>,
+    },
+    /// The programs that the caller may use, and their states.
+    List,
+    /// Whether the daemon serves.
+    Ping,
+    /// Root and the daemon's user: read the configuration again.
+    Reload,
+    /// Root and the daemon's user: stop.
+    Stop,
+}
+
+/// See [`Request::Run`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// The program.
+    pub program: String,
+    /// Typed inputs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, String>,
+    /// Arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The client's own name of this request, at most 64 characters. The same user asking again
+    /// under the same name asks for the outcome of the first request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Where its standard input comes from.
+    #[serde(default)]
+    pub stdin: StdinWay,
+    /// How its output is wanted.
+    #[serde(default)]
+    pub output: OutputWay,
+    /// Answer when it is accepted, not when it is over.
+    #[serde(default)]
+    pub detach: bool,
+}
+
+/// See [`Request::Logs`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsRequest {
+    /// The program whose latest run is meant; or else `id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// The run that is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// Go on until the run is over.
+    #[serde(default)]
+    pub follow: bool,
+    /// How the output is wanted.
+    #[serde(default)]
+    pub output: OutputWay,
+    /// With `output = frames`: begin at this byte.
+    #[serde(default)]
+    pub offset: u64,
+}
+
+/// Where a run's standard input comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StdinWay {
+    /// Nowhere: `/dev/null`.
+    #[default]
+    None,
+    /// Frames of kind 2.
+    Frames,
+    /// A pipe whose write end the client is given.
+    Fd,
+}
+
+/// How a run's output reaches the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutputWay {
+    /// Not at all.
+    None,
+    /// Frames of kind 3 and 4.
+    #[default]
+    Frames,
+    /// The client is given the log and its index, read-only, and is told how long they are.
+    Fd,
+}
+
+/// What the daemon says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Reply {
+    /// The request is on record and waits, or nothing more was asked for. One that starts at
+    /// once is told [`Reply::Started`] first.
+    Accepted {
+        /// Its number.
+        id: u64,
+        /// It has to wait for this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        behind: Option<Behind>,
+    },
+    /// How long runs of the program usually take; for a request that waits.
+    Outlook {
+        /// Seconds.
+        usually: f64,
+    },
+    /// A newer request took the place of this one; the run that covers it follows.
+    Displaced,
+    /// The run that answers this request has a process.
+    Started {
+        /// Its number: the request's own, or the one that covers it.
+        id: u64,
+        /// The request's number, where it is another one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<u64>,
+        /// The fds that come with this message, in this order: `log`, `index`, `stdin`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        fds: Vec<String>,
+    },
+    /// The log is now so long.
+    Grew {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The run is over. Last message.
+    Ended {
+        /// The row of the run that answers the request, as in `HISTORY --json`.
+        run: Box<Row>,
+        /// The number of the request, where another run covers it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<u64>,
+    },
+    /// One row of the history, as in `HISTORY --json`.
+    Row(Box<Row>),
+    /// One program that the caller may use.
+    Program {
+        /// Its name.
+        name: String,
+        /// `idle` or `running`.
+        state: String,
+        /// The run that is live.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<u64>,
+        /// How many requests wait.
+        #[serde(default)]
+        waiting: u64,
+    },
+    /// What somebody may do with a program.
+    May {
+        /// The program.
+        program: String,
+        /// The action.
+        action: String,
+        /// Whether.
+        allowed: bool,
+        /// Which line of the configuration decides (asked for a user by root).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
+    },
+    /// Done; nothing follows.
+    Done {
+        /// What there is to say about it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+    },
+    /// The daemon stops. It closes the connection when it ends.
+    Stopping {
+        /// The keeper, which ends last.
+        keeper: i32,
+    },
+    /// Refused or failed; nothing follows.
+    Error {
+        /// A stable word for programs.
+        code: ErrorCode,
+        /// What, and what to do next.
+        message: String,
+    },
+}
+
+/// The stable codes of errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// Malformed request.
+    BadRequest,
+    /// No such program or run, or not for this caller.
+    Refused,
+    /// Inputs or arguments that the program does not take.
+    BadInput,
+    /// Too much of something: connections, waiting requests.
+    Busy,
+    /// The history cannot be written.
+    NotRecorded,
+    /// The configuration has errors; the old one stays in force.
+    BadConfig,
+    /// The daemon stops.
+    Stopping,
+    /// A fault of the daemon or its surroundings.
+    Failed,
+}
+
+/// What a waiting request waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Behind {
+    /// The live run.
+    pub id: u64,
+    /// Who asked for it.
+    pub user: String,
+    /// When it started, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+}
+
+/// A row of the history, as programs read it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Row {
+    pub id: u64,
+    pub program: String,
+    pub action: String,
+    /// One of `waiting running succeeded failed signalled timed-out cancelled superseded
+    /// not-started interrupted lost`.
+    pub outcome: String,
+    pub exit_code: Option<i32>,
+    /// Such as `SIGTERM`.
+    pub signal: Option<String>,
+    pub by: By,
+    pub reason: Option<String>,
+    pub inputs: BTreeMap<String, String>,
+    pub args: Vec<String>,
+    pub covered_by: Option<u64>,
+    /// Times are RFC 3339, UTC.
+    pub requested_at: Option<String>,
+    pub started_at: Option<String>,
+    pub ended_at: Option<String>,
+    /// Length of its log.
+    pub bytes: u64,
+    /// Output that was not kept.
+    pub dropped: u64,
+    /// Whether processes outlived it.
+    pub leftovers: bool,
+    /// What else there is to say, such as why it could not be started.
+    pub detail: Option<String>,
+}
+
+/// Who asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct By {
+    pub uid: u32,
+    pub gid: u32,
+    pub user: String,
+    pub pid: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_field_is_refused() {
+        let bad = r#"{"op":"run","program":"a","input":{}}"#;
+        assert!(
+            serde_json::from_str::<Request>(bad)
+                .unwrap_err()
+                .to_string()
+                .contains("unknown field `input`")
+        );
+        let bad = r#"{"op":"history","prog":"a"}"#;
+        assert!(serde_json::from_str::<Request>(bad).is_err());
+    }
+
+    #[test]
+    fn absent_fields_mean_their_default() {
+        let run = RunRequest {
+            program: "a".into(),
+            ..RunRequest::default()
+        };
+        assert_eq!(
+            serde_json::from_str::<Request>(r#"{"op":"run","program":"a"}"#).unwrap(),
+            Request::Run(run)
+        );
+    }
+}
