@@ -8,5 +8,10 @@
 pub mod config;
 pub mod engine;
 pub mod ids;
+pub mod log;
 pub mod policy;
 pub mod protocol;
+pub mod run;
+pub mod store;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,3 @@
+//! Runs as processes.
+
+pub mod pump;
