@@ -13,5 +13,6 @@ pub mod policy;
 pub mod protocol;
 pub mod run;
 pub mod store;
+pub mod sys;
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,305 @@
+//! Makes the process of a run: everything a child gets, in one place.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::environment::{Facts, environment};
+use super::identity::{Identity, IdentityError};
+use super::script::{self, Script, ScriptError};
+use crate::config::model::{Limit, Program, Resource};
+use crate::sys::child::{self, Child, Failure, Image, PidReport, Step};
+
+/// Standard input, output and error of a run, on the child's side.
+#[derive(Debug)]
+pub struct Stdio {
+    /// 0
+    pub stdin: OwnedFd,
+    /// 1
+    pub stdout: OwnedFd,
+    /// 2
+    pub stderr: OwnedFd,
+}
+
+/// Why a run has no process.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// Its user.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its script.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    /// A step of the child.
+    #[error("{0}")]
+    Step(StepError),
+    /// A NUL where the kernel takes none.
+    #[error("{0} contains a NUL")]
+    Nul(&'static str),
+    /// Pipes and the like.
+    #[error("cannot {0}: {1}")]
+    Io(&'static str, io::Error),
+}
+
+/// A step of the child that failed, and on what.
+#[derive(Debug)]
+pub struct StepError {
+    /// Which, and the errno.
+    pub failure: Failure,
+    /// What was to be executed.
+    pub program: PathBuf,
+    /// Where it was to start.
+    pub cwd: PathBuf,
+    /// As whom.
+    pub user: String,
+}
+
+impl std::fmt::Display for StepError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (program, cwd, user) = (self.program.display(), self.cwd.display(), &self.user);
+        let e = io::Error::from_raw_os_error(self.failure.errno);
+        match self.failure.step {
+            Step::Clone => write!(f, "cannot make a process for {program}: {e}"),
+            Step::Session => write!(f, "cannot make a session for {program}: {e}"),
+            Step::Report => write!(f, "cannot note the process of {program}: {e}"),
+            Step::Signals => write!(f, "cannot set the signals of {program}: {e}"),
+            Step::Limits => write!(
+                f,
+                "cannot set the limits of {program}: {e} (limit-… above what the daemon may have?)"
+            ),
+            Step::Stdio | Step::Descriptors => write!(f, "cannot connect {program}: {e}"),
+            Step::Capabilities => write!(f, "cannot drop capabilities for {program}: {e}"),
+            Step::Groups | Step::Gid | Step::Uid => write!(
+                f,
+                "cannot become {user}: {e} (does the daemon run as root?)"
+            ),
+            Step::Regain => write!(
+                f,
+                "cannot become {user}: the change is not final, so nothing was run"
+            ),
+            Step::NoNewPrivs => write!(f, "cannot set no-new-privs for {program}: {e}"),
+            Step::Cwd => write!(
+                f,
+                "cannot enter {cwd} as {user}: {e} (cwd = … says where to start)"
+            ),
+            Step::Exec => match self.failure.errno {
+                libc::ENOENT if program_exists(&self.program) => {
+                    write!(
+                        f,
+                        "cannot execute {program}: its interpreter does not exist (look at its first line)"
+                    )
+                }
+                libc::ENOENT => write!(f, "cannot execute {program}: it does not exist"),
+                libc::EACCES => write!(
+                    f,
+                    "cannot execute {program} as {user}: {e} (chmod +x, and every directory above it)"
+                ),
+                libc::ENOEXEC => write!(
+                    f,
+                    "cannot execute {program}: it has neither a #! line nor a known binary format"
+                ),
+                _ => write!(f, "cannot execute {program}: {e}"),
+            },
+        }
+    }
+}
+
+fn program_exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+impl SpawnError {
+    /// What a shell would exit with: 127 not found, 126 could not be executed.
+    #[must_use]
+    pub fn exit_status(&self) -> i32 {
+        match self {
+            Self::Script(e) => e.exit_status(),
+            Self::Step(e) if e.failure.step == Step::Exec && e.failure.errno == libc::ENOENT => 127,
+            _ => 126,
+        }
+    }
+}
+
+/// A run that is to have a process.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Its program's settings.
+    pub spec: &'a Program,
+    /// The root directory.
+    pub root: &'a Path,
+    /// What goes into its environment.
+    pub facts: Facts<'a>,
+    /// Arguments.
+    pub args: &'a [String],
+    /// Who it is; see [`Identity::resolve`].
+    pub identity: &'a Identity,
+    /// The soft limit of open files that children get.
+    pub nofile: u64,
+}
+
+/// Makes the process. Checks the script anew.
+///
+/// # Errors
+/// [`SpawnError`] names the step; there is no process then.
+pub fn spawn(
+    plan: &Plan<'_>,
+    stdio: &Stdio,
+    report: PidReport,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<(i32, OwnedFd), SpawnError> {
+    let spec = plan.spec;
+    let script = match spec.command {
+        Some(_) => None,
+        None => Some(script::find(plan.root, plan.facts.program, plan.identity)?),
+    };
+    let (program, image, mut argv) = match (&spec.command, &script) {
+        (Some(command), _) => {
+            let name = spec.shell.file_name().unwrap_or(spec.shell.as_os_str());
+            let argv = vec![
+                c_string(name.as_bytes(), "shell")?,
+                c"-c".to_owned(),
+                c_string(command.as_bytes(), "cmd-run")?,
+            ];
+            (
+                spec.shell.clone(),
+                Image::Path(c_string(spec.shell.as_os_str().as_bytes(), "shell")?),
+                argv,
+            )
+        }
+        (None, Some(script)) => {
+            let path = c_string(script.path.as_os_str().as_bytes(), "the script's path")?;
+            let image = image_of(script, &path)?;
+            (script.path.clone(), image, vec![path])
+        }
+        (None, None) => return Err(ScriptError::NotFound(plan.root.to_owned()).into()),
+    };
+    for arg in plan.args {
+        argv.push(c_string(arg.as_bytes(), "an argument")?);
+    }
+    let cwd = match (&spec.cwd, &script) {
+        (Some(cwd), _) => cwd.clone(),
+        (None, Some(script)) => script.directory.clone(),
+        (None, None) => PathBuf::from("/"),
+    };
+    let env = environment(spec, plan.identity, &plan.facts);
+    let env = env
+        .iter()
+        .map(|(name, value)| c_string(format!("{name}={value}").as_bytes(), name_of(name)));
+    let child = Child {
+        stdio: [
+            stdio.stdin.as_raw_fd(),
+            stdio.stdout.as_raw_fd(),
+            stdio.stderr.as_raw_fd(),
+        ],
+        report,
+        umask: spec.umask,
+        limits: limits(spec, plan.nofile),
+        ids: plan.identity.ids(),
+        no_new_privs: spec.no_new_privs,
+        cwd: c_string(cwd.as_os_str().as_bytes(), "cwd")?,
+        image,
+        argv,
+        env: env.collect::<Result<_, _>>()?,
+    };
+    let failed = |failure| {
+        SpawnError::Step(StepError {
+            failure,
+            program,
+            cwd,
+            user: plan.identity.name.clone(),
+        })
+    };
+    child::spawn(&child, cgroup).map_err(failed)
+}
+
+/// Messages name variables by kind: their names may be a client's.
+fn name_of(name: &str) -> &'static str {
+    if name.starts_with("INPUT_") {
+        "an input"
+    } else {
+        "a variable of the environment"
+    }
+}
+
+fn image_of(script: &Script, path: &CString) -> Result<Image, ScriptError> {
+    if script.interpreted {
+        script.confirm()?;
+        return Ok(Image::Path(path.clone()));
+    }
+    Ok(Image::Fd(script.fd.as_raw_fd()))
+}
+
+fn c_string(bytes: &[u8], what: &'static str) -> Result<CString, SpawnError> {
+    CString::new(bytes).map_err(|_| SpawnError::Nul(what))
+}
+
+/// No core files and the original number of descriptors, unless configured otherwise.
+fn limits(spec: &Program, nofile: u64) -> Vec<(u32, u64, u64)> {
+    let number = |value: Option<u64>| value.unwrap_or(libc::RLIM_INFINITY);
+    let mut limits: Vec<_> = spec
+        .limits
+        .iter()
+        .map(|(r, Limit { soft, hard })| (raw(*r), number(*soft), number(*hard)))
+        .collect();
+    if !spec.limits.contains_key(&Resource::Core) {
+        limits.push((libc::RLIMIT_CORE, 0, 0));
+    }
+    if !spec.limits.contains_key(&Resource::Nofile) {
+        let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        limits.push((libc::RLIMIT_NOFILE, nofile.min(number(hard)), number(hard)));
+    }
+    limits
+}
+
+fn raw(resource: Resource) -> u32 {
+    match resource {
+        Resource::As => libc::RLIMIT_AS,
+        Resource::Core => libc::RLIMIT_CORE,
+        Resource::Cpu => libc::RLIMIT_CPU,
+        Resource::Data => libc::RLIMIT_DATA,
+        Resource::Fsize => libc::RLIMIT_FSIZE,
+        Resource::Memlock => libc::RLIMIT_MEMLOCK,
+        Resource::Nofile => libc::RLIMIT_NOFILE,
+        Resource::Nproc => libc::RLIMIT_NPROC,
+        Resource::Stack => libc::RLIMIT_STACK,
+    }
+}
+
+/// A pipe that belongs to the run's user, so that its scripts can open `/dev/stdout` anew.
+/// Returns the end to read from and the end to write to.
+///
+/// # Errors
+/// No descriptors left.
+pub fn pipe_for(identity: &Identity) -> Result<(OwnedFd, OwnedFd), SpawnError> {
+    let (read, write) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|e| SpawnError::Io("make a pipe", e.into()))?;
+    if identity.ids().is_some() {
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(identity.uid),
+            rustix::fs::Gid::from_raw(identity.gid),
+        );
+        // Only a convenience of the child: without it everything else works.
+        let _ = rustix::fs::fchown(&read, Some(uid), Some(gid));
+    }
+    Ok((read, write))
+}
+
+/// `/dev/null`, to read from.
+///
+/// # Errors
+/// No descriptors left.
+pub fn null() -> Result<OwnedFd, SpawnError> {
+    let opened = std::fs::File::open("/dev/null");
+    opened
+        .map(OwnedFd::from)
+        .map_err(|e| SpawnError::Io("open /dev/null", e))
+}
+
+/// The descriptor number, for a [`PidReport`].
+pub fn raw_fd(fd: &impl AsRawFd) -> RawFd {
+    fd.as_raw_fd()
+}

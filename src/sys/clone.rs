@@ -1,0 +1,154 @@
+//! `clone3` with a child that shares this process' memory until it executes something.
+//!
+//! That is what makes a spawn cost the same whatever the size of the daemon. The price is the
+//! discipline of [`super::child`]: the child runs on a stack of its own and does nothing but
+//! system calls.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use nix::sys::signal::SigSet;
+
+const STACK: usize = 64 * 1024;
+
+/// Of `clone3` alone; the constant in `libc` is too narrow.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// The kernel's `struct clone_args`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// A stack with a page below it that nobody may touch.
+struct Stack(*mut c_void);
+
+impl Stack {
+    fn new() -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        // SAFETY: a new anonymous mapping concerns no memory that is in use.
+        let base = unsafe { libc::mmap(ptr::null_mut(), STACK, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the first page of the mapping that was just made, which nobody uses.
+        unsafe { libc::mprotect(base, 4096, libc::PROT_NONE) };
+        Ok(Self(base))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` made; the child that ran on it has left the memory.
+        unsafe { libc::munmap(self.0, STACK) };
+    }
+}
+
+/// Makes a child that runs `entry(argument)` in this process' memory, and waits until it has
+/// executed a program or ended. Returns its pid and pidfd.
+///
+/// All signals are blocked in the child: `entry` has to set dispositions and mask.
+///
+/// # Errors
+/// What the kernel said; there is no child then.
+///
+/// # Safety
+/// `entry` must do nothing but system calls and writes to memory reachable through `argument`,
+/// which nobody else uses meanwhile; it must not return, allocate, unwind or take a lock.
+pub unsafe fn spawn_in_memory<T>(
+    entry: unsafe extern "C" fn(*mut T) -> !,
+    argument: *mut T,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<(i32, OwnedFd)> {
+    let stack = Stack::new()?;
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags: (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: stack.0 as u64,
+        stack_size: STACK as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(fd) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
+    // SAFETY: the arguments are valid for the call; the child continues on its own stack and
+    // calls `entry`, which the caller vouches for; the parent goes on when the child has left
+    // this memory (CLONE_VFORK).
+    let result = unsafe { clone3(&args, entry as *const c_void, argument.cast()) };
+    let restored = before.thread_set_mask();
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result as i32));
+    }
+    restored?;
+    // SAFETY: the kernel stored a new descriptor there, and nobody else owns it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((result as i32, pidfd))
+}
+
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone3(args: &CloneArgs, entry: *const c_void, argument: *mut c_void) -> isize {
+    let result: isize;
+    // SAFETY: the child (0) never comes back here: it calls `entry` on its own stack, aligned as
+    // the ABI wants it before a call. The parent sees an ordinary system call.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 as isize => result,
+            in("rdi") args,
+            in("rsi") size_of::<CloneArgs>(),
+            in("r12") argument,
+            in("r13") entry,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+#[cfg(target_arch = "aarch64")]
+unsafe fn clone3(args: &CloneArgs, entry: *const c_void, argument: *mut c_void) -> isize {
+    let result: isize;
+    // SAFETY: as for x86_64.
+    unsafe {
+        std::arch::asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk 1",
+            "2:",
+            inlateout("x0") args as *const CloneArgs as isize => result,
+            in("x1") size_of::<CloneArgs>(),
+            in("x8") libc::SYS_clone3,
+            in("x20") argument,
+            in("x21") entry,
+        );
+    }
+    result
+}

@@ -1,0 +1,12 @@
+//! The only place with `unsafe`: thin wrappers around what no library offers safely.
+
+#![allow(unsafe_code)]
+
+pub mod child;
+pub mod clone;
+pub mod env;
+pub mod fd;
+pub mod fork;
+pub mod process;
+pub mod signal;
+pub mod socket;
