@@ -8,7 +8,9 @@
 pub mod config;
 pub mod engine;
 pub mod ids;
+pub mod keeper;
 pub mod log;
+pub mod logging;
 pub mod policy;
 pub mod protocol;
 pub mod run;
