@@ -5,7 +5,10 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod cli;
+pub mod client;
 pub mod config;
+pub mod daemon;
 pub mod engine;
 pub mod ids;
 pub mod keeper;
@@ -14,6 +17,7 @@ pub mod logging;
 pub mod policy;
 pub mod protocol;
 pub mod run;
+pub mod server;
 pub mod store;
 pub mod sys;
 #[cfg(test)]

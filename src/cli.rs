@@ -1,0 +1,522 @@
+//! The command line: arguments in, a [`Command`] out. No effects.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Where the configuration is when nothing says otherwise.
+pub const DEFAULT_CONFIG: &str = "/etc/deployer.cfg";
+
+/// Where the daemon is, and how it is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Target {
+    /// `-c`, or `$DEPLOYER_CONFFILE`.
+    pub config: Option<PathBuf>,
+    /// `--socket`.
+    pub socket: Option<PathBuf>,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Become the daemon.
+    Daemon(DaemonOptions),
+    /// `-t`
+    Test,
+    /// `-s`
+    Stop,
+    /// `-r`
+    Reload,
+    /// `-a`
+    List {
+        /// Names end with NUL, and nothing else is printed.
+        nul: bool,
+        /// One JSON object a line.
+        json: bool,
+    },
+    /// `RUN`
+    Run(RunOptions),
+    /// `LOGS`
+    Logs(LogsOptions),
+    /// `HISTORY`
+    History(HistoryOptions),
+    /// `CANCEL`
+    Cancel {
+        /// The run.
+        id: u64,
+    },
+    /// `CAN`
+    Can(CanOptions),
+    /// `CHECK`
+    Check,
+}
+
+/// What `deployer -d` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DaemonOptions {
+    /// Stay in the foreground.
+    pub foreground: bool,
+    /// Where the keeper's pid is written.
+    pub pid_file: Option<PathBuf>,
+    /// A file, `syslog` or `stderr`.
+    pub log: Option<String>,
+    /// The least severe messages that are logged.
+    pub log_level: Option<String>,
+    /// Run as this user.
+    pub user: Option<String>,
+    /// Run as this group.
+    pub group: Option<String>,
+    /// Permission bits of the socket, instead of the configuration's.
+    pub mode: Option<String>,
+    /// Script directory, instead of the configuration's.
+    pub root: Option<PathBuf>,
+}
+
+/// What `RUN` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
+pub struct RunOptions {
+    /// The program to run, such as `app` or `team/app`
+    pub program: String,
+    /// Values for the program's inputs
+    #[arg(value_name = "NAME=VALUE")]
+    pub inputs: Vec<String>,
+    /// Arguments for its script, if it takes any
+    #[arg(last = true, value_name = "ARG")]
+    pub args: Vec<OsString>,
+    /// Say why; it stands in the history
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Return as soon as the request is on record, and print its number
+    #[arg(long)]
+    pub detach: bool,
+    /// Print the record of the run as one JSON object instead of its output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `LOGS` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
+pub struct LogsOptions {
+    /// A program (its latest run is meant) or the number of a run
+    #[arg(value_name = "PROGRAM|ID")]
+    pub what: String,
+    /// Go on until the run is over
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Put the time of arrival before each line
+    #[arg(long)]
+    pub timestamps: bool,
+    /// Only one of the two streams
+    #[arg(long, value_name = "out|err", value_parser = ["out", "err"])]
+    pub stream: Option<String>,
+}
+
+/// What `HISTORY` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
+pub struct HistoryOptions {
+    /// A program or the number of a run; without it, everything that you may see
+    #[arg(value_name = "PROGRAM|ID")]
+    pub what: Option<String>,
+    /// Only the newest N
+    #[arg(short = 'n', long = "limit", value_name = "N")]
+    pub limit: Option<u64>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `CAN` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
+pub struct CanOptions {
+    /// Only this program
+    pub program: Option<String>,
+    /// Only this action
+    pub action: Option<String>,
+    /// For root: what somebody else may, and which line of the configuration says so
+    #[arg(long, value_name = "NAME|UID")]
+    pub user: Option<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  deployer RUN app                         run app's script, show its output, exit as it did
+  deployer RUN app branch=main --reason \"fix login\"
+  deployer LOGS app -f                     watch the latest run of app
+  deployer HISTORY app -n 5                who ran it, when, and how it came out
+  deployer CAN                             what you may do here
+  deployer -d -c /etc/deployer.cfg         start the daemon
+
+Verbs may be written in lower case. `deployer RUN --help` explains one of them.
+Exit status of RUN: the script's own; killed by a signal: the client dies of the same one;
+124 timed out, 125 refused or no daemon, 126 could not be executed, 127 not found.";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "deployer",
+    version,
+    about = "Deploy and manage programs without sudo.",
+    after_help = AFTER_HELP,
+    subcommand_value_name = "VERB",
+    subcommand_help_heading = "Verbs",
+    disable_help_subcommand = true,
+    args_conflicts_with_subcommands = false,
+    override_usage = "deployer [-c FILE] VERB …\n       deployer [-c FILE] PROGRAM ACTION [NAME=VALUE…] [-- ARG…]\n       deployer [-c FILE] -d [-f] | -t | -s | -r | -a [-0]"
+)]
+struct Arguments {
+    /// Configuration file [default: $DEPLOYER_CONFFILE, then /etc/deployer.cfg]
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Socket of the daemon, instead of the configuration's
+    #[arg(long, value_name = "PATH", global = true)]
+    socket: Option<PathBuf>,
+    /// Start the daemon
+    #[arg(short, long, group = "mode")]
+    daemon: bool,
+    /// Tell whether the daemon is running (exit status 0 or 1)
+    #[arg(short, long, group = "mode")]
+    test: bool,
+    /// Stop the daemon
+    #[arg(short, long, group = "mode")]
+    stop: bool,
+    /// Make the daemon read its configuration again
+    #[arg(short, long, group = "mode")]
+    reload: bool,
+    /// List the programs that you may use
+    #[arg(short = 'a', long = "list", group = "mode")]
+    all: bool,
+    /// With -a: names only, each ended by a NUL
+    #[arg(short = '0', long = "null", requires = "all")]
+    nul: bool,
+    /// With -a: one JSON object a line
+    #[arg(long, requires = "all")]
+    json: bool,
+    /// With -d: stay in the foreground
+    #[arg(short, long, requires = "daemon")]
+    foreground: bool,
+    /// With -d: write the daemon's pid to this file
+    #[arg(
+        short = 'P',
+        long = "pid-file",
+        value_name = "FILE",
+        requires = "daemon"
+    )]
+    pid_file: Option<PathBuf>,
+    /// With -d: log to this file, to `syslog` or to `stderr`
+    #[arg(short = 'l', long = "log", value_name = "FILE", requires = "daemon")]
+    log: Option<String>,
+    /// With -d: debug, info, warning, error or critical
+    #[arg(short = 'L', long = "loglevel", value_name = "LEVEL", requires = "daemon", ignore_case = true,
+          value_parser = ["trace", "debug", "info", "warn", "warning", "error", "critical"])]
+    log_level: Option<String>,
+    /// With -d: run as this user
+    #[arg(short = 'u', long = "uid", value_name = "USER", requires = "daemon")]
+    user: Option<String>,
+    /// With -d: run as this group
+    #[arg(short = 'g', long = "gid", value_name = "GROUP", requires = "daemon")]
+    group: Option<String>,
+    /// With -d: permission bits of the socket, octal
+    #[arg(short = 'm', long = "mode", value_name = "MODE", requires = "daemon")]
+    socket_mode: Option<String>,
+    /// With -d: script directory
+    #[arg(long, value_name = "DIR", requires = "daemon")]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a program's script and follow it
+    #[command(name = "RUN", alias = "run")]
+    Run(RunOptions),
+    /// Show the output of a run
+    #[command(name = "LOGS", alias = "logs")]
+    Logs(LogsOptions),
+    /// Show who ran what, when, and how it came out
+    #[command(name = "HISTORY", alias = "history")]
+    History(HistoryOptions),
+    /// Withdraw a waiting request or end a run
+    #[command(name = "CANCEL", alias = "cancel")]
+    Cancel {
+        /// The number of the run
+        id: u64,
+    },
+    /// Show what you may do
+    #[command(name = "CAN", alias = "can")]
+    Can(CanOptions),
+    /// Check a configuration file without touching the daemon
+    #[command(name = "CHECK", alias = "check")]
+    Check,
+    #[command(external_subcommand)]
+    Program(Vec<OsString>),
+}
+
+/// A `deployer PROGRAM ACTION …` line, behind its program.
+#[derive(Debug, Parser)]
+#[command(name = "deployer", disable_help_flag = true)]
+struct ProgramLine {
+    #[arg(value_name = "PROGRAM")]
+    program: String,
+    #[arg(value_name = "ACTION")]
+    action: String,
+    #[arg(value_name = "NAME=VALUE")]
+    inputs: Vec<String>,
+    #[arg(last = true, value_name = "ARG")]
+    args: Vec<OsString>,
+    #[arg(long)]
+    reason: Option<String>,
+    #[arg(long)]
+    detach: bool,
+    #[arg(long)]
+    json: bool,
+}
+
+/// A command line that cannot be followed: text for the terminal, and the exit status
+/// (0 for `--help` and `--version`, whose text belongs on stdout).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What to print.
+    pub text: String,
+    /// What to exit with.
+    pub status: i32,
+}
+
+impl Refusal {
+    fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: format!("deployer: {}\n", text.into()),
+            status: 2,
+        }
+    }
+}
+
+impl From<clap::Error> for Refusal {
+    fn from(e: clap::Error) -> Self {
+        let text = e.render().to_string();
+        let text = text
+            .strip_prefix("error: ")
+            .map_or(text.clone(), |t| format!("deployer: {t}"));
+        Self {
+            text,
+            status: e.exit_code(),
+        }
+    }
+}
+
+/// Reads a command line, the program's name included. `conffile` is `$DEPLOYER_CONFFILE`.
+///
+/// # Errors
+/// [`Refusal`]: help, version, or what is wrong with the arguments.
+pub fn parse<I>(args: I, conffile: Option<PathBuf>) -> Result<(Target, Command), Refusal>
+where
+    I: IntoIterator<Item = OsString>,
+{
+    let a = Arguments::try_parse_from(args)?;
+    let target = Target {
+        config: a.config.or(conffile),
+        socket: a.socket,
+    };
+    let mode = a.daemon || a.test || a.stop || a.reload || a.all;
+    if mode && a.verb.is_some() {
+        return Err(Refusal::new(
+            "-d, -t, -s, -r and -a stand alone: leave out the rest",
+        ));
+    }
+    let command = if a.daemon {
+        Command::Daemon(DaemonOptions {
+            foreground: a.foreground,
+            pid_file: a.pid_file,
+            log: a.log,
+            log_level: a.log_level,
+            user: a.user,
+            group: a.group,
+            mode: a.socket_mode,
+            root: a.root,
+        })
+    } else if a.test {
+        Command::Test
+    } else if a.stop {
+        Command::Stop
+    } else if a.reload {
+        Command::Reload
+    } else if a.all {
+        Command::List {
+            nul: a.nul,
+            json: a.json,
+        }
+    } else {
+        match a.verb {
+            Some(Verb::Run(o)) => Command::Run(o),
+            Some(Verb::Logs(o)) => Command::Logs(o),
+            Some(Verb::History(o)) => Command::History(o),
+            Some(Verb::Cancel { id }) => Command::Cancel { id },
+            Some(Verb::Can(o)) => Command::Can(o),
+            Some(Verb::Check) => Command::Check,
+            Some(Verb::Program(words)) => program_line(words)?,
+            None => {
+                return Err(Refusal::new(
+                    "what shall it be? Try `deployer RUN PROGRAM`, `deployer CAN` to see what you may do, \
+                     or `deployer --help`",
+                ));
+            }
+        }
+    };
+    Ok((target, command))
+}
+
+fn program_line(words: Vec<OsString>) -> Result<Command, Refusal> {
+    if let [program] = words.as_slice() {
+        let program = program.to_string_lossy();
+        return Err(Refusal::new(format!(
+            "what shall be done with {program}? Say `deployer RUN {program}`, or name an action: `deployer {program} run`"
+        )));
+    }
+    let line = ProgramLine::try_parse_from([OsString::from("deployer")].into_iter().chain(words))?;
+    match line.action.as_str() {
+        "run" => Ok(Command::Run(RunOptions {
+            program: line.program,
+            inputs: line.inputs,
+            args: line.args,
+            reason: line.reason,
+            detach: line.detach,
+            json: line.json,
+        })),
+        other => Err(Refusal::new(format!(
+            "the action {other:?} is not known; known: run"
+        ))),
+    }
+}
+
+/// Splits `NAME=VALUE` words.
+///
+/// # Errors
+/// [`Refusal`] names the word that is none, or that names something twice.
+pub fn inputs(words: &[String]) -> Result<BTreeMap<String, String>, Refusal> {
+    let mut inputs = BTreeMap::new();
+    for word in words {
+        let Some((name, value)) = word.split_once('=').filter(|(n, _)| !n.is_empty()) else {
+            return Err(Refusal::new(format!(
+                "{word:?} is not of the form NAME=VALUE; arguments for the script go behind `--`"
+            )));
+        };
+        if inputs.insert(name.to_owned(), value.to_owned()).is_some() {
+            return Err(Refusal::new(format!("the input {name} is given twice")));
+        }
+    }
+    Ok(inputs)
+}
+
+/// Turns arguments into text.
+///
+/// # Errors
+/// [`Refusal`] for one that is not UTF-8.
+pub fn texts(args: &[OsString]) -> Result<Vec<String>, Refusal> {
+    let text = |a: &OsString| {
+        a.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| Refusal::new(format!("the argument {a:?} is not UTF-8")))
+    };
+    args.iter().map(text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> Result<(Target, Command), Refusal> {
+        parse(line.split(' ').map(OsString::from), None)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+        ProgramLine::command().debug_assert();
+    }
+
+    #[test]
+    fn verbs_are_reached_in_both_cases_and_by_the_long_way() {
+        let run = |program: &str| RunOptions {
+            program: program.into(),
+            ..RunOptions::default()
+        };
+        assert_eq!(
+            parse_line("deployer RUN app").unwrap().1,
+            Command::Run(run("app"))
+        );
+        assert_eq!(
+            parse_line("deployer run app").unwrap().1,
+            Command::Run(run("app"))
+        );
+        assert_eq!(
+            parse_line("deployer app run").unwrap().1,
+            Command::Run(run("app"))
+        );
+        let full = RunOptions {
+            inputs: vec!["branch=x".into()],
+            args: vec!["-d".into(), "a=b".into()],
+            reason: Some("why".into()),
+            ..run("team/app")
+        };
+        assert_eq!(
+            parse_line("deployer RUN team/app branch=x --reason why -- -d a=b")
+                .unwrap()
+                .1,
+            Command::Run(full.clone())
+        );
+        assert_eq!(
+            parse_line("deployer team/app run branch=x --reason why -- -d a=b")
+                .unwrap()
+                .1,
+            Command::Run(full)
+        );
+    }
+
+    #[test]
+    fn the_flags_of_the_ancestors_work() {
+        let (target, command) =
+            parse_line("deployer -d -f -c /x.cfg -P /p -l syslog -L DEBUG -u a -g b -m 0660")
+                .unwrap();
+        assert_eq!(target.config, Some("/x.cfg".into()));
+        let Command::Daemon(o) = command else {
+            panic!("{command:?}")
+        };
+        assert!(o.foreground && o.pid_file.is_some() && o.mode.as_deref() == Some("0660"));
+        assert_eq!(parse_line("deployer -c /x -t").unwrap().1, Command::Test);
+        assert_eq!(
+            parse_line("deployer -a -0").unwrap().1,
+            Command::List {
+                nul: true,
+                json: false
+            }
+        );
+        assert_eq!(parse_line("deployer -s").unwrap().1, Command::Stop);
+        assert_eq!(parse_line("deployer -r").unwrap().1, Command::Reload);
+        assert_eq!(parse_line("deployer --version").unwrap_err().status, 0);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_advice() {
+        for (line, part) in [
+            ("deployer", "deployer RUN PROGRAM"),
+            ("deployer app", "deployer RUN app"),
+            ("deployer app fly", "not known"),
+            ("deployer -f", "--daemon"),
+            ("deployer -d -t", "cannot be used with"),
+            ("deployer -d app run", "stand alone"),
+            ("deployer RUN", "PROGRAM"),
+        ] {
+            let refusal = parse_line(line).unwrap_err();
+            assert_eq!(refusal.status, 2, "{line}");
+            assert!(refusal.text.contains(part), "{line}: {}", refusal.text);
+        }
+        assert!(inputs(&["x".into()]).is_err() && inputs(&["=x".into()]).is_err());
+        assert!(inputs(&["a=1".into(), "a=2".into()]).is_err());
+        assert_eq!(inputs(&["a=b=c".into()]).unwrap()["a"], "b=c");
+    }
+}

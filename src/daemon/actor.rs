@@ -1,0 +1,1070 @@
+//! The one that owns the engine: takes messages, lets the engine decide, performs its effects.
+//!
+//! Everything that happens to runs goes through [`Actor::handle`], one message after the other,
+//! on one thread. It never waits: what may (a disk, a spawn, a name service) is done elsewhere
+//! and comes back as a [`Msg`].
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use super::InForce;
+use super::clock::Moment;
+use super::effects::{Hands, LiveRun, SpawnFailure};
+use super::front::chain;
+use crate::config::model::{KillMode, Program, RecordFailure};
+use crate::engine::{Effect, Ending, Engine, Event, Exit, Standing, StopReason, Terms};
+use crate::ids::{ActionName, ProgramName, RunId};
+use crate::keeper::Saved;
+use crate::keeper::saved::SavedRun;
+use crate::protocol::message::{Behind, ErrorCode, Reply};
+use crate::run::pump::Closed;
+use crate::server::Notice;
+use crate::store::{By, Finish, NewRun, Outcome, Row, StoreError};
+
+/// How many requests of a program with `coalesce = no` may wait.
+const QUEUE_MAX: usize = 1000;
+
+/// Sends what a connection is told.
+pub type Notices = mpsc::UnboundedSender<Notice>;
+
+/// What the actor is told.
+#[derive(Debug)]
+pub enum Msg {
+    /// A request that policy granted.
+    Run(Box<Order>, Waiter),
+    /// The store has, or has not, put a request on record.
+    Recorded(RunId, Result<(), StoreError>),
+    /// Somebody asks for the outcome of this row, which a former request has made.
+    Known(Waiter, Box<Option<Row>>),
+    /// A spawn is over.
+    Spawned(RunId, Result<Box<LiveRun>, SpawnFailure>),
+    /// A process has ended.
+    Exited(RunId, Exit),
+    /// A run's output is complete, or was given up.
+    Closed(RunId, Closed),
+    /// Nothing of a run's tree is left; whether somebody had outlived its process.
+    Vacated(RunId),
+    /// The end of a run is on record.
+    Finished(RunId),
+    /// Somebody who may wants it ended.
+    Cancel(RunId, oneshot::Sender<Standing>),
+    /// Somebody wants to see a run that may be live, and to be told its end.
+    Watch(RunId, Waiter, oneshot::Sender<Option<Waiter>>),
+    /// The state of these programs' lanes.
+    Lanes(Vec<ProgramName>, oneshot::Sender<Vec<LaneState>>),
+    /// Nobody came for the input of a run that a former daemon started.
+    CloseStdin(RunId),
+    /// The keeper is gone: this process takes its place.
+    KeeperGone(Box<Saved>),
+    /// It is time to delete what is too old.
+    Sweep,
+    /// A new configuration is in force.
+    Reloaded(Arc<InForce>),
+    /// Stop: nothing new; live runs may go on for a while.
+    ShutDown(Duration),
+}
+
+/// The state of a program's lane, for lists.
+#[derive(Debug, Clone, Default)]
+pub struct LaneState {
+    /// The live run.
+    pub run: Option<RunId>,
+    /// How many requests wait.
+    pub waiting: u64,
+}
+
+/// A granted request, and what its row will say.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The program.
+    pub program: ProgramName,
+    /// Its settings when it was granted.
+    pub spec: Arc<Program>,
+    /// The action.
+    pub action: ActionName,
+    /// Who asked.
+    pub by: By,
+    /// Why.
+    pub reason: Option<String>,
+    /// Checked inputs, defaults included.
+    pub inputs: BTreeMap<String, String>,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// uid and the client's own name of the request.
+    pub key: Option<String>,
+    /// When it came.
+    pub requested_at: Moment,
+}
+
+/// Somebody who waits for the outcome of a request.
+#[derive(Debug)]
+pub struct Waiter {
+    /// Which request; the actor fills it in.
+    pub request: RunId,
+    /// Where it is told.
+    pub notices: Notices,
+    /// It has input for the run.
+    pub stdin: bool,
+    /// It wants to know that it is accepted, and no more.
+    pub detach: bool,
+    /// It speaks the plain protocol: displaced means gone.
+    pub plain: bool,
+}
+
+impl Waiter {
+    fn tell(&self, notice: Notice) {
+        // A client that has left is not told anything; its run is not concerned.
+        let _ = self.notices.send(notice);
+    }
+
+    fn reply(&self, reply: Reply) {
+        self.tell(Notice::Reply(Box::new(reply)));
+    }
+
+    fn last(&self, reply: Reply) {
+        self.tell(Notice::Final(Box::new(reply)));
+    }
+}
+
+/// What the actor knows of a request that has no final answer yet.
+#[derive(Debug)]
+struct Entry {
+    order: Box<Order>,
+    stage: Stage,
+}
+
+/// A run that ended under a former daemon, see [`Actor::adopt_ended`].
+#[derive(Debug)]
+struct Late {
+    order: Box<Order>,
+    started_at: Moment,
+    run: Box<LiveRun>,
+    exit: Option<Exit>,
+    closed: Option<Closed>,
+    waiters: Vec<Waiter>,
+}
+
+/// How far a request has come. The engine decides; this is what goes with its decision.
+#[derive(Debug)]
+enum Stage {
+    /// On its way into the history. Its first waiter is kept here.
+    Recording(Option<Waiter>),
+    /// In its lane's queue, or displaced there.
+    Waiting,
+    /// Being spawned.
+    Starting {
+        started_at: Moment,
+        waiters: Vec<Waiter>,
+    },
+    /// Alive.
+    Live {
+        started_at: Moment,
+        waiters: Vec<Waiter>,
+        run: Box<LiveRun>,
+        closed: Option<Closed>,
+        ended: bool,
+    },
+}
+
+/// See the module's documentation.
+pub struct Actor {
+    engine: Engine,
+    hands: Hands,
+    in_force: Arc<InForce>,
+    next_id: u64,
+    entries: HashMap<RunId, Entry>,
+    /// Who waits in which lane, in the order of the requests.
+    waiting: HashMap<ProgramName, VecDeque<Waiter>>,
+    /// The number of the last run a lane started: what was displaced after it is covered by the next.
+    last_started: HashMap<ProgramName, RunId>,
+    /// Runs that ended under a former daemon.
+    late: HashMap<RunId, Late>,
+    /// The request that is being admitted, if it is on record as started.
+    started_early: Option<(RunId, Moment)>,
+    /// Requests that go on record as started, by the idle lane that they came for.
+    early: HashMap<ProgramName, (RunId, Moment)>,
+    /// Requests that waited for a former daemon: who was displaced by them is only on record.
+    readmitted: HashSet<RunId>,
+    /// Runs that are over, whose end is not on record yet.
+    unrecorded: HashMap<RunId, Box<LiveRun>>,
+    effects: Vec<Effect>,
+    stopping: bool,
+}
+
+impl Actor {
+    /// An actor whose first new request gets the number `next_id`.
+    pub fn new(hands: Hands, in_force: Arc<InForce>, next_id: u64) -> Self {
+        Self {
+            engine: Engine::new(),
+            hands,
+            in_force,
+            next_id,
+            entries: HashMap::new(),
+            waiting: HashMap::new(),
+            last_started: HashMap::new(),
+            late: HashMap::new(),
+            started_early: None,
+            early: HashMap::new(),
+            readmitted: HashSet::new(),
+            unrecorded: HashMap::new(),
+            effects: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// Works until the daemon was told to stop and everything is over and on record.
+    pub async fn work(mut self, mut inbox: mpsc::UnboundedReceiver<Msg>) {
+        loop {
+            let deadline = self.engine.deadline().map(tokio::time::Instant::from_std);
+            let tick = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                msg = inbox.recv() => match msg {
+                    Some(msg) => self.handle(msg),
+                    None => return,
+                },
+                () = tick => self.feed(Event::Ticked),
+            }
+            if self.stopping
+                && self.engine.is_idle()
+                && self.entries.is_empty()
+                && self.late.is_empty()
+                && self.unrecorded.is_empty()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Takes over a run that a former daemon started. Only before [`Actor::work`].
+    pub fn adopt(
+        &mut self,
+        id: RunId,
+        order: Order,
+        mut run: Box<LiveRun>,
+        started_at: Moment,
+        stop_at: Option<Instant>,
+    ) {
+        let terms = terms_of(&order);
+        let lane = order.program.clone();
+        self.last_started.insert(lane.clone(), id);
+        let closed = run.without_output();
+        self.hands.attend(id, &mut run);
+        let stage = Stage::Live {
+            started_at,
+            waiters: Vec::new(),
+            run,
+            closed,
+            ended: false,
+        };
+        self.entries.insert(
+            id,
+            Entry {
+                order: Box::new(order),
+                stage,
+            },
+        );
+        self.feed(Event::Adopted {
+            run: id,
+            lane,
+            terms,
+            stop_at,
+        });
+    }
+
+    /// Takes over a run whose process had ended before its lane went on, but whose end is not on
+    /// record: that is all that is left to do. Only before [`Actor::work`].
+    pub fn adopt_ended(
+        &mut self,
+        id: RunId,
+        order: Order,
+        mut run: Box<LiveRun>,
+        started_at: Moment,
+    ) {
+        let closed = run.without_output();
+        self.hands.attend(id, &mut run);
+        let late = Late {
+            order: Box::new(order),
+            started_at,
+            run,
+            exit: None,
+            closed,
+            waiters: Vec::new(),
+        };
+        self.late.insert(id, late);
+    }
+
+    /// Puts the end of such a run on record when all of it is known.
+    fn settle_late(&mut self, id: RunId) {
+        let known = self
+            .late
+            .get(&id)
+            .is_some_and(|l| l.exit.is_some() && l.closed.is_some());
+        let Some(late) = known.then(|| self.late.remove(&id)).flatten() else {
+            return;
+        };
+        let ending = Ending::Exited(late.exit.unwrap_or(Exit::Unknown));
+        let Late {
+            order,
+            started_at,
+            run,
+            closed,
+            waiters,
+            ..
+        } = late;
+        let stage = Stage::Live {
+            started_at,
+            waiters,
+            run,
+            closed,
+            ended: true,
+        };
+        self.entries.insert(id, Entry { order, stage });
+        self.finish(id, ending);
+    }
+
+    /// Remembers which run a lane has started last. Only before [`Actor::work`].
+    pub fn note_last_started(&mut self, lane: ProgramName, id: RunId) {
+        self.last_started.insert(lane, id);
+    }
+
+    /// Lets a request wait again that a former daemon had accepted. Only before [`Actor::work`],
+    /// in the order of their numbers, after what is alive was adopted.
+    pub fn readmit(&mut self, id: RunId, order: Order) {
+        let terms = terms_of(&order);
+        let lane = order.program.clone();
+        self.readmitted.insert(id);
+        self.entries.insert(
+            id,
+            Entry {
+                order: Box::new(order),
+                stage: Stage::Waiting,
+            },
+        );
+        self.feed(Event::Admitted {
+            run: id,
+            lane,
+            terms,
+        });
+    }
+
+    fn handle(&mut self, msg: Msg) {
+        match msg {
+            Msg::Run(order, waiter) => self.receive(order, waiter),
+            Msg::Recorded(run, result) => self.recorded(run, result),
+            Msg::Known(waiter, row) => self.known(waiter, *row),
+            Msg::Spawned(run, Ok(live)) => self.spawned(run, live),
+            Msg::Spawned(run, Err(failure)) => self.not_spawned(run, &failure),
+            Msg::Exited(run, exit) => self.exited(run, exit),
+            Msg::Closed(run, report) => self.closed(run, report),
+            Msg::Vacated(run) => self.feed(Event::Vacated { run }),
+            Msg::Finished(run) => {
+                if let Some(live) = self.unrecorded.remove(&run) {
+                    self.hands.release(run, *live);
+                }
+            }
+            Msg::Cancel(run, answer) => {
+                let standing = self.engine.standing(run);
+                self.feed(Event::CancelRequested { run });
+                let _ = answer.send(standing);
+            }
+            Msg::Watch(run, waiter, answer) => {
+                let left = self.watch(run, waiter);
+                let _ = answer.send(left);
+            }
+            Msg::Lanes(names, answer) => {
+                let state = |name: &ProgramName| LaneState {
+                    run: self.engine.current(name),
+                    waiting: self.engine.waiting(name) as u64,
+                };
+                let _ = answer.send(names.iter().map(state).collect());
+            }
+            Msg::CloseStdin(run) => {
+                if let Some(Entry {
+                    stage: Stage::Live { run: live, .. },
+                    ..
+                }) = self.entries.get_mut(&run)
+                    && live.stdin.take().is_some()
+                {
+                    self.hands.unpark_stdin(run);
+                }
+            }
+            Msg::KeeperGone(saved) => self.replace_keeper(*saved),
+            Msg::Sweep => {
+                let lanes = self.entries.values().map(|e| &e.order.program);
+                let live = lanes.filter_map(|lane| self.engine.current(lane));
+                let live = live.chain(self.unrecorded.keys().copied()).collect();
+                self.hands.sweep(live);
+            }
+            Msg::Reloaded(in_force) => self.in_force = in_force,
+            Msg::ShutDown(patience) => {
+                self.stopping = true;
+                self.feed(Event::ShutdownBegan {
+                    stop_at: Instant::now() + patience,
+                });
+            }
+        }
+    }
+
+    fn receive(&mut self, order: Box<Order>, mut waiter: Waiter) {
+        if self.stopping {
+            return waiter.last(error(
+                ErrorCode::Stopping,
+                "the daemon is stopping; ask again when it is back",
+            ));
+        }
+        if !order.spec.coalesce && self.engine.waiting(&order.program) >= QUEUE_MAX {
+            let message = format!(
+                "busy: {QUEUE_MAX} requests wait for {} already; try again later",
+                order.program
+            );
+            return waiter.last(error(ErrorCode::Busy, &message));
+        }
+        let id = RunId(self.next_id);
+        self.next_id += 1;
+        waiter.request = id;
+        // Its lane is idle, and nobody is on the way into it: it goes on record as started.
+        let idle = self.engine.current(&order.program).is_none();
+        let started_at = (idle && !self.early.contains_key(&order.program)).then(Moment::now);
+        if let Some(at) = started_at {
+            self.early.insert(order.program.clone(), (id, at));
+        }
+        self.hands.insert(new_run(id, &order, started_at));
+        self.entries.insert(
+            id,
+            Entry {
+                order,
+                stage: Stage::Recording(Some(waiter)),
+            },
+        );
+    }
+
+    fn recorded(&mut self, id: RunId, result: Result<(), StoreError>) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let Stage::Recording(waiter) = &mut entry.stage else {
+            return;
+        };
+        let lane = entry.order.program.clone();
+        let early = self
+            .early
+            .get(&lane)
+            .filter(|(first, _)| *first == id)
+            .copied();
+        if early.is_some() {
+            self.early.remove(&lane);
+        }
+        // Off the record it is not on record as started either.
+        self.started_early = early.filter(|_| result.is_ok());
+        match result {
+            Err(StoreError::Duplicate(_)) => {
+                // The repeat of a request whose answer was lost: it gets the answer of the first.
+                let (key, waiter) = (entry.order.key.clone().unwrap_or_default(), waiter.take());
+                self.entries.remove(&id);
+                if let Some(waiter) = waiter {
+                    self.hands.find(key, waiter);
+                }
+                return;
+            }
+            Err(e) if self.in_force.config.global.record_failure == RecordFailure::Refuse => {
+                warn!(
+                    "a request for {} cannot be recorded: {e}",
+                    entry.order.program
+                );
+                if let Some(waiter) = waiter.take() {
+                    let message = format!(
+                        "the request cannot be recorded, so nothing was run: {}",
+                        chain(&e)
+                    );
+                    waiter.last(error(ErrorCode::NotRecorded, &message));
+                }
+                self.entries.remove(&id);
+                return;
+            }
+            Err(e) => {
+                let program = &entry.order.program;
+                warn!("run {id} of {program} is not on record yet: {}", chain(&e));
+                self.hands.insert_later(new_run(id, &entry.order, None));
+            }
+            Ok(()) => {}
+        }
+        let waiter = waiter.take();
+        entry.stage = Stage::Waiting;
+        let terms = terms_of(&entry.order);
+        if let Some(waiter) = waiter {
+            if waiter.detach {
+                waiter.last(Reply::Accepted {
+                    id: id.0,
+                    behind: self.behind(&lane),
+                });
+            } else {
+                self.waiting
+                    .entry(lane.clone())
+                    .or_default()
+                    .push_back(waiter);
+            }
+        }
+        self.feed(Event::Admitted {
+            run: id,
+            lane,
+            terms,
+        });
+    }
+
+    /// A repeated request: its waiter joins those of the first one, or of what covers that.
+    fn known(&mut self, mut waiter: Waiter, row: Option<Row>) {
+        let Some(row) = row else {
+            let gone = "the request was made before, and its record is gone";
+            return waiter.last(error(ErrorCode::Failed, gone));
+        };
+        if waiter.request == RunId(0) {
+            waiter.request = row.id;
+        }
+        let Some(waiter) = self.watch(row.id, waiter) else {
+            return;
+        };
+        match row.covered_by {
+            Some(by) if row.outcome == Outcome::Superseded => {
+                let Some(waiter) = self.watch(by, waiter) else {
+                    return;
+                };
+                // Displaced by what was displaced itself: the next one in the queue covers both.
+                let lane = ProgramName::new(&row.program).ok();
+                let next = lane.and_then(|lane| self.engine.next_after(&lane, by));
+                match next {
+                    Some(next) if self.last_started_before(&row, by) => {
+                        if let Some(waiter) = self.watch(next, waiter) {
+                            self.hands.answer_from_history(next, waiter);
+                        }
+                    }
+                    _ => self.hands.answer_from_history(by, waiter),
+                }
+            }
+            _ => self.hands.answer_from_history(row.id, waiter),
+        }
+    }
+
+    /// Whether no run of the program has started since `request` came.
+    fn last_started_before(&self, row: &Row, request: RunId) -> bool {
+        let lane = ProgramName::new(&row.program).ok();
+        lane.and_then(|lane| self.last_started.get(&lane))
+            .is_none_or(|last| *last < request)
+    }
+
+    /// Lets somebody wait for the end of `run`; gives the waiter back if there is nothing to wait for.
+    fn watch(&mut self, run: RunId, waiter: Waiter) -> Option<Waiter> {
+        if let Some(late) = self.late.get_mut(&run) {
+            late.waiters.push(waiter);
+            return None;
+        }
+        let Some(entry) = self.entries.get_mut(&run) else {
+            return Some(waiter);
+        };
+        match &mut entry.stage {
+            Stage::Recording(_) => return Some(waiter),
+            Stage::Waiting => {
+                let lane = entry.order.program.clone();
+                waiter.reply(Reply::Accepted {
+                    id: waiter.request.0,
+                    behind: self.behind(&lane),
+                });
+                let queue = self.waiting.entry(lane).or_default();
+                let place = queue.partition_point(|w| w.request <= waiter.request);
+                queue.insert(
+                    place,
+                    Waiter {
+                        request: run,
+                        ..waiter
+                    },
+                );
+            }
+            Stage::Starting { waiters, .. } => waiters.push(waiter),
+            Stage::Live {
+                waiters, run: live, ..
+            } => {
+                let stdin = if waiter.stdin && waiter.request == run {
+                    live.stdin.take()
+                } else {
+                    None
+                };
+                if stdin.is_some() {
+                    self.hands.unpark_stdin(run);
+                }
+                waiter.tell(Notice::Started {
+                    run,
+                    request: waiter.request,
+                    log: Arc::clone(&live.log),
+                    stdin,
+                });
+                waiters.push(waiter);
+            }
+        }
+        None
+    }
+
+    fn behind(&self, lane: &ProgramName) -> Option<Behind> {
+        let id = self.engine.current(lane)?;
+        let entry = self.entries.get(&id)?;
+        let since = match &entry.stage {
+            Stage::Starting { started_at, .. } | Stage::Live { started_at, .. } => {
+                Some(started_at.rfc3339())
+            }
+            Stage::Recording(_) | Stage::Waiting => None,
+        };
+        Some(Behind {
+            id: id.0,
+            user: entry.order.by.user.clone(),
+            since,
+        })
+    }
+
+    fn spawned(&mut self, id: RunId, mut live: Box<LiveRun>) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let Stage::Starting {
+            started_at,
+            waiters,
+        } = &mut entry.stage
+        else {
+            return;
+        };
+        let had_stdin = live.stdin.is_some();
+        for waiter in waiters.iter() {
+            let stdin = if waiter.request == id && waiter.stdin {
+                live.stdin.take()
+            } else {
+                None
+            };
+            waiter.tell(Notice::Started {
+                run: id,
+                request: waiter.request,
+                log: Arc::clone(&live.log),
+                stdin,
+            });
+        }
+        if had_stdin {
+            // Its client may have left meanwhile: then the run's input is at its end.
+            drop(live.stdin.take());
+            self.hands.unpark_stdin(id);
+        }
+        info!(
+            pid = live.pid,
+            "run {id} of {} started for {}", entry.order.program, entry.order.by.user
+        );
+        let (started_at, waiters) = (*started_at, std::mem::take(waiters));
+        self.hands.attend(id, &mut live);
+        entry.stage = Stage::Live {
+            started_at,
+            waiters,
+            run: live,
+            closed: None,
+            ended: false,
+        };
+        self.feed(Event::Started { run: id });
+    }
+
+    fn not_spawned(&mut self, id: RunId, failure: &SpawnFailure) {
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        warn!(
+            "run {id} of {} could not be started: {}",
+            entry.order.program, failure.message
+        );
+        self.hands.spawn_failed(id, &entry.order.program, failure);
+        self.feed(Event::SpawnFailed { run: id });
+    }
+
+    fn exited(&mut self, id: RunId, exit: Exit) {
+        if let Some(late) = self.late.get_mut(&id) {
+            late.exit = Some(exit);
+            self.hands.drain(id);
+            return self.settle_late(id);
+        }
+        let Some(Entry {
+            stage: Stage::Live { closed, ended, .. },
+            ..
+        }) = self.entries.get_mut(&id)
+        else {
+            return;
+        };
+        *ended = true;
+        let drained = closed.is_some();
+        if !drained {
+            self.hands.drain(id);
+        }
+        self.feed(Event::Ended { run: id, exit });
+        if drained {
+            self.feed(Event::Drained { run: id });
+        }
+    }
+
+    fn closed(&mut self, id: RunId, report: Closed) {
+        if let Some(late) = self.late.get_mut(&id) {
+            late.closed = Some(report);
+            return self.settle_late(id);
+        }
+        let Some(Entry {
+            stage: Stage::Live { closed, ended, .. },
+            ..
+        }) = self.entries.get_mut(&id)
+        else {
+            return;
+        };
+        *closed = Some(report);
+        if *ended {
+            self.feed(Event::Drained { run: id });
+        }
+    }
+
+    /// One event for the engine, and all that follows from it.
+    fn feed(&mut self, event: Event) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.engine.handle(Instant::now(), event, &mut effects);
+        for effect in effects.drain(..) {
+            self.perform(effect);
+        }
+        self.effects = effects;
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Start { run, covers } => self.start(run, &covers),
+            Effect::Wait { run } => self.wait(run),
+            Effect::Supersede { run, by } => self.supersede(run, by),
+            Effect::Revive { run, from: _ } => self.hands.waiting(run),
+            Effect::Stop { run } => self.with_live(run, |hands, live, spec| {
+                hands.stop(
+                    run,
+                    live,
+                    spec.stop_signal,
+                    spec.kill_mode == KillMode::Tree,
+                );
+            }),
+            Effect::Kill { run } => self.with_live(run, |hands, live, spec| {
+                hands.kill(run, live, spec.kill_mode == KillMode::Tree);
+            }),
+            Effect::Watch { run } => self.with_live(run, |hands, live, _| hands.watch(run, live)),
+            Effect::Finish { run, ending } => self.finish(run, ending),
+        }
+    }
+
+    fn with_live(&self, id: RunId, act: impl FnOnce(&Hands, &LiveRun, &Program)) {
+        if let Some(Entry {
+            stage: Stage::Live { run, .. },
+            order,
+        }) = self.entries.get(&id)
+        {
+            act(&self.hands, run, &order.spec);
+        }
+    }
+
+    fn wait(&mut self, id: RunId) {
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        let lane = entry.order.program.clone();
+        let behind = self.behind(&lane);
+        let Some(waiter) = self
+            .waiting
+            .get(&lane)
+            .and_then(|q| q.back())
+            .filter(|w| w.request == id)
+        else {
+            return;
+        };
+        waiter.reply(Reply::Accepted { id: id.0, behind });
+        self.hands.outlook(&lane, waiter.notices.clone());
+    }
+
+    fn supersede(&mut self, id: RunId, by: RunId) {
+        self.hands.superseded(id, by, Moment::now());
+        let Some(lane) = self.entries.get(&id).map(|e| &e.order.program) else {
+            return;
+        };
+        let Some(queue) = self.waiting.get_mut(lane) else {
+            return;
+        };
+        // Those of older requests were told before.
+        let first = queue.partition_point(|w| w.request < id);
+        let end = queue.partition_point(|w| w.request <= id);
+        for waiter in queue.range(first..end) {
+            waiter.reply(Reply::Displaced);
+        }
+        if queue.range(first..end).any(|w| w.plain) {
+            queue.retain(|w| w.request != id || !w.plain);
+        }
+        if queue.len() > 64 && queue.len().is_power_of_two() {
+            queue.retain(|w| !w.notices.is_closed());
+        }
+    }
+
+    fn start(&mut self, id: RunId, covers: &[RunId]) {
+        for covered in covers {
+            self.entries.remove(covered);
+        }
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let lane = entry.order.program.clone();
+        let mut waiters = Vec::new();
+        if let Some(queue) = self.waiting.get_mut(&lane) {
+            let end = queue.partition_point(|w| w.request <= id);
+            waiters = queue
+                .drain(..end)
+                .filter(|w| !w.notices.is_closed())
+                .collect();
+            if queue.is_empty() {
+                self.waiting.remove(&lane);
+            }
+        }
+        let previous = self.last_started.insert(lane.clone(), id);
+        let early = self.started_early.take().filter(|(first, _)| *first == id);
+        let started_at = match early {
+            Some((_, at)) => at,
+            None => {
+                let at = Moment::now();
+                // What was displaced since the lane's previous run is covered by this one.
+                let covering = !covers.is_empty() || self.readmitted.remove(&id);
+                let covers_after = covering.then_some(previous).flatten();
+                self.hands.started(id, at, covers_after);
+                at
+            }
+        };
+        // What is in force now counts, not what was when the request came.
+        match self.in_force.program(&lane, entry.order.spec.line > 0) {
+            Some(spec) => entry.order.spec = spec,
+            None => {
+                entry.stage = Stage::Starting {
+                    started_at,
+                    waiters,
+                };
+                let message =
+                    format!("{lane} was removed from the configuration while the request waited");
+                return self.hands.fail(
+                    id,
+                    SpawnFailure {
+                        message,
+                        status: 127,
+                    },
+                );
+            }
+        }
+        let stdin = waiters.iter().any(|w| w.request == id && w.stdin);
+        self.hands.spawn(id, &entry.order, stdin);
+        entry.stage = Stage::Starting {
+            started_at,
+            waiters,
+        };
+    }
+
+    fn finish(&mut self, id: RunId, ending: Ending) {
+        let Some(entry) = self.entries.remove(&id) else {
+            return;
+        };
+        let ended_at = Moment::now();
+        let (outcome, exit_code, signal) = outcome_of(ending);
+        let mut finish = Finish {
+            outcome,
+            exit_code,
+            signal,
+            ended_at: ended_at.nanos(),
+            bytes: 0,
+            dropped: 0,
+            leftovers: false,
+            detail: None,
+        };
+        let order = entry.order;
+        let (started_at, waiters, live) = match entry.stage {
+            Stage::Live {
+                started_at,
+                waiters,
+                run,
+                closed,
+                ..
+            } => {
+                if let Some(report) = closed {
+                    finish.bytes = report.bytes;
+                    finish.dropped = report.dropped;
+                    finish.leftovers = report.leftover;
+                }
+                finish.leftovers |= run.has_leftovers();
+                (Some(started_at), waiters, Some(run))
+            }
+            Stage::Starting { waiters, .. } => {
+                let failure = self.hands.take_failure(id);
+                finish.exit_code = failure.as_ref().map(|f| f.status);
+                finish.detail = failure.map(|f| f.message);
+                (None, waiters, None)
+            }
+            Stage::Waiting | Stage::Recording(_) => {
+                let waiters = match self.waiting.get_mut(&order.program) {
+                    None => Vec::new(),
+                    Some(queue) => {
+                        let first = queue.partition_point(|w| w.request < id);
+                        let end = queue.partition_point(|w| w.request <= id);
+                        queue.drain(first..end).collect()
+                    }
+                };
+                finish.detail = match ending {
+                    Ending::Withdrawn(StopReason::Shutdown) => {
+                        Some("the daemon stopped before its turn came".into())
+                    }
+                    _ => None,
+                };
+                (None, waiters, None)
+            }
+        };
+        info!("run {id} of {}: {}", order.program, outcome.as_str());
+        let row = finished_row(id, &order, started_at, &finish);
+        let message = Box::new(super::rows::message(&row));
+        for waiter in waiters {
+            let request = (waiter.request != id).then_some(waiter.request.0);
+            waiter.last(Reply::Ended {
+                run: message.clone(),
+                request,
+            });
+        }
+        let live_now: Vec<RunId> = self
+            .engine
+            .current(&order.program)
+            .into_iter()
+            .chain([id])
+            .collect();
+        self.hands.finished(id, &order, finish, &live_now);
+        if let Some(live) = live {
+            self.unrecorded.insert(id, live);
+        }
+    }
+
+    /// Executes this process as the keeper of its runs: they are its children and stay so.
+    fn replace_keeper(&self, mut saved: Saved) {
+        let live = self
+            .entries
+            .iter()
+            .filter_map(|(id, entry)| match &entry.stage {
+                Stage::Live { run, .. } => Some((id, run)),
+                _ => None,
+            });
+        let late = self.late.iter().map(|(id, late)| (id, &late.run));
+        for (id, run) in live.chain(&self.unrecorded).chain(late) {
+            let fds = run
+                .parked
+                .iter()
+                .chain(&run.stdin)
+                .map(AsRawFd::as_raw_fd)
+                .collect();
+            saved.runs.push(SavedRun {
+                run: id.0,
+                pid: run.pid.cast_unsigned(),
+                exit: None,
+                fds,
+            });
+        }
+        error!("the keeper is gone; this process takes its place, and starts a new daemon");
+        error!(
+            "that failed: {}",
+            chain(&saved.execute(Path::new("/proc/self/exe")))
+        );
+        std::process::abort();
+    }
+}
+
+fn error(code: ErrorCode, message: &str) -> Reply {
+    Reply::Error {
+        code,
+        message: message.to_owned(),
+    }
+}
+
+/// What the engine has to know of an order.
+pub fn terms_of(order: &Order) -> Terms {
+    let spec = &order.spec;
+    Terms {
+        coalesce: spec.coalesce,
+        timeout: spec.timeout(&order.action),
+        stop_timeout: spec.stop_timeout,
+        leftovers: spec.leftovers,
+        tree: spec.kill_mode == KillMode::Tree,
+    }
+}
+
+fn outcome_of(ending: Ending) -> (Outcome, Option<i32>, Option<i32>) {
+    let (code, signal) = match ending {
+        Ending::Exited(exit) | Ending::Stopped(_, exit) => match exit {
+            Exit::Code(code) => (Some(code), None),
+            Exit::Signal(signal) => (None, Some(signal)),
+            Exit::Unknown => (None, None),
+        },
+        Ending::SpawnFailed | Ending::Withdrawn(_) => (None, None),
+    };
+    let outcome = match ending {
+        Ending::Exited(Exit::Code(0)) => Outcome::Succeeded,
+        Ending::Exited(Exit::Code(_)) => Outcome::Failed,
+        Ending::Exited(Exit::Signal(_)) => Outcome::Signalled,
+        Ending::Exited(Exit::Unknown) => Outcome::Lost,
+        Ending::Stopped(StopReason::TimedOut, _) => Outcome::TimedOut,
+        Ending::Stopped(StopReason::Cancelled, _) | Ending::Withdrawn(StopReason::Cancelled) => {
+            Outcome::Cancelled
+        }
+        Ending::Stopped(StopReason::Shutdown, _) => Outcome::Interrupted,
+        Ending::SpawnFailed | Ending::Withdrawn(_) => Outcome::NotStarted,
+    };
+    (outcome, code, signal)
+}
+
+fn new_run(id: RunId, order: &Order, started_at: Option<Moment>) -> NewRun {
+    NewRun {
+        id,
+        program: order.program.clone(),
+        action: order.action.clone(),
+        outcome: match started_at {
+            Some(_) => Outcome::Running,
+            None => Outcome::Waiting,
+        },
+        by: order.by.clone(),
+        reason: order.reason.clone(),
+        inputs: order.inputs.clone(),
+        args: order.args.clone(),
+        requested_at: order.requested_at.nanos(),
+        started_at: started_at.map(Moment::nanos),
+        request_key: order.key.clone(),
+    }
+}
+
+fn finished_row(id: RunId, order: &Order, started_at: Option<Moment>, finish: &Finish) -> Row {
+    Row {
+        id,
+        program: order.program.to_string(),
+        action: order.action.to_string(),
+        outcome: finish.outcome,
+        exit_code: finish.exit_code,
+        signal: finish.signal,
+        by: order.by.clone(),
+        reason: order.reason.clone(),
+        inputs: order.inputs.clone(),
+        args: order.args.clone(),
+        covered_by: None,
+        requested_at: order.requested_at.nanos(),
+        started_at: started_at.map(Moment::nanos),
+        ended_at: Some(finish.ended_at),
+        bytes: finish.bytes,
+        dropped: finish.dropped,
+        leftovers: finish.leftovers,
+        detail: finish.detail.clone(),
+        request_key: None,
+    }
+}

@@ -1,0 +1,693 @@
+//! The front desk: every request passes here, and policy decides here, once.
+//!
+//! What a request needs before the actor can take it (names, a look into the root directory,
+//! the history) is found out here, one task a connection, so that nothing of it holds up others.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+use super::InForce;
+use super::actor::{LaneState, Msg, Notices, Order, Waiter};
+use super::clock::Moment;
+use super::names::{self, Names};
+use super::rows;
+use crate::config::inputs::validate_inputs;
+use crate::config::keys::ACTIONS;
+use crate::config::model::Args;
+use crate::engine::Standing;
+use crate::ids::{ActionName, ProgramName, RunId};
+use crate::policy::{self, Grant, Peer};
+use crate::protocol::message::{
+    ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, StdinWay,
+};
+use crate::run::script;
+use crate::server::{Desk, LiveLog, Notice, Progress};
+use crate::store::{Filter, Programs, Queries, Row, Store, StoreError};
+
+/// Longest reason, in bytes.
+const REASON_MAX: usize = 1000;
+/// Longest name that a client may give its request, in bytes.
+const KEY_MAX: usize = 64;
+/// What a child's arguments and inputs may come to, in bytes: far below what `execve` takes.
+const ARGS_MAX: usize = 48 * 1024;
+
+/// What an administrator asked for; the daemon's main loop takes it up.
+#[derive(Debug)]
+pub enum Admin {
+    /// Read the configuration again; the answer is what there is to say, or the errors.
+    Reload(oneshot::Sender<Result<String, String>>),
+    /// Stop. Held until the daemon ends: whoever asked sees the connection close then.
+    Stop(Notices),
+}
+
+/// See the module's documentation. Cheap to clone.
+#[derive(Clone)]
+pub struct Front {
+    /// The configuration in force.
+    pub in_force: watch::Receiver<Arc<InForce>>,
+    /// To the actor.
+    pub actor: mpsc::UnboundedSender<Msg>,
+    /// To the daemon's main loop.
+    pub admin: mpsc::UnboundedSender<Admin>,
+    /// The history, to be settled.
+    pub store: Store,
+    /// The history, to be read.
+    pub queries: Queries,
+    /// Names of users.
+    pub names: Arc<Names>,
+}
+
+/// An answer that ends a request early.
+type Refusal = Box<Reply>;
+
+fn refusal(code: ErrorCode, message: impl Into<String>) -> Refusal {
+    Box::new(Reply::Error {
+        code,
+        message: message.into(),
+    })
+}
+
+impl Desk for Front {
+    async fn submit(&self, peer: Peer, request: Request, plain: bool, notices: Notices) {
+        let done = match request {
+            Request::Run(request) => self.run(&peer, request, plain, &notices).await,
+            Request::Logs(request) => self.logs(&peer, &request, &notices).await,
+            Request::History { program, id, limit } => {
+                self.history(&peer, program, id, limit, &notices).await
+            }
+            Request::Cancel { id } => self.cancel(&peer, RunId(id), &notices).await,
+            Request::Can {
+                program,
+                action,
+                user,
+            } => self.can(&peer, program, action, user, &notices).await,
+            Request::List => self.list(&peer, &notices).await,
+            Request::Ping => {
+                finish(&notices, None);
+                Ok(())
+            }
+            Request::Reload => self.reload(&peer, &notices).await,
+            Request::Stop => self.stop(&peer, &notices),
+        };
+        if let Err(reply) = done {
+            let _ = notices.send(Notice::Final(reply));
+        }
+    }
+}
+
+fn finish(notices: &Notices, message: Option<String>) {
+    let _ = notices.send(Notice::Final(Box::new(Reply::Done { message })));
+}
+
+fn tell(notices: &Notices, reply: Reply) {
+    let _ = notices.send(Notice::Reply(Box::new(reply)));
+}
+
+impl Front {
+    fn in_force(&self) -> Arc<InForce> {
+        self.in_force.borrow().clone()
+    }
+
+    /// The one place where it is decided whether a request goes on.
+    fn authorize(&self, peer: &Peer, program: &str, action: &ActionName) -> Result<Grant, Refusal> {
+        let name = ProgramName::new(program).map_err(|e| {
+            info!(
+                uid = peer.raw_uid,
+                pid = peer.pid,
+                "refused {action} {program:?}: the name {e}"
+            );
+            refusal(
+                ErrorCode::Refused,
+                format!("the program name {program:?} {e}"),
+            )
+        })?;
+        let now = self.in_force();
+        policy::authorize(&now.config, now.owner, peer, &name, action).map_err(|denied| {
+            info!(
+                uid = peer.raw_uid,
+                pid = peer.pid,
+                "refused {action} {name}: {denied}"
+            );
+            refusal(ErrorCode::Refused, format!("{name}: {denied}"))
+        })
+    }
+
+    async fn run(
+        &self,
+        peer: &Peer,
+        request: RunRequest,
+        plain: bool,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let requested_at = Moment::now();
+        let grant = self.authorize(peer, &request.program, &ActionName::run())?;
+        let name = grant.name().clone();
+        let spec = Arc::clone(grant.program());
+        if spec.line == 0 {
+            self.find_script(peer, &name).await?;
+        }
+        let bad = |message: String| refusal(ErrorCode::BadInput, message);
+        if !request.args.is_empty() && spec.args == Args::None {
+            return Err(bad(format!(
+                "{name} takes no arguments (`args = any` in its section would let it); nothing was run"
+            )));
+        }
+        let inputs = validate_inputs(&spec, &request.inputs)
+            .map_err(|e| bad(format!("{name}: {e}; nothing was run")))?;
+        check_texts(&request).map_err(bad)?;
+        let by = self.names.by(peer).await;
+        let order = Order {
+            program: name,
+            spec,
+            action: grant.action().clone(),
+            key: request
+                .key
+                .as_ref()
+                .map(|k| format!("{}:{k}", peer.raw_uid)),
+            by,
+            reason: request.reason,
+            inputs,
+            args: request.args,
+            requested_at,
+        };
+        let waiter = Waiter {
+            request: RunId(0),
+            notices: notices.clone(),
+            stdin: request.stdin != StdinWay::None,
+            detach: request.detach,
+            plain,
+        };
+        self.send(Msg::Run(Box::new(order), waiter));
+        Ok(())
+    }
+
+    /// A name without a section means a script of the root directory; one that is not there is
+    /// answered as one that is not allowed.
+    async fn find_script(&self, peer: &Peer, name: &ProgramName) -> Result<(), Refusal> {
+        let root = self.in_force().config.global.root.clone();
+        let wanted = name.clone();
+        let found = blocking(move || script::exists(&root, &wanted)).await;
+        if found.unwrap_or(false) {
+            return Ok(());
+        }
+        info!(
+            uid = peer.raw_uid,
+            pid = peer.pid,
+            "refused run {name}: there is no such script"
+        );
+        Err(refusal(
+            ErrorCode::Refused,
+            format!("{name}: {}", policy::Denied),
+        ))
+    }
+
+    fn send(&self, msg: Msg) {
+        // The actor outlives every connection, but for the last moments of the daemon.
+        let _ = self.actor.send(msg);
+    }
+
+    fn may_see(&self, peer: &Peer, program: &ProgramName) -> bool {
+        let now = self.in_force();
+        policy::may_see(&now.config, now.owner, peer, program)
+    }
+
+    /// Reads the history, after all that happened so far has reached it.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Queries) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.settle().await;
+        let queries = self.queries.clone();
+        match blocking(move || read(&queries)).await {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(e)) => {
+                let e = chain(&e);
+                warn!("the history cannot be read: {e}");
+                Err(refusal(
+                    ErrorCode::Failed,
+                    format!("the history cannot be read: {e}"),
+                ))
+            }
+            None => Err(refusal(ErrorCode::Failed, "the history cannot be read")),
+        }
+    }
+
+    async fn row(&self, peer: &Peer, id: RunId) -> Result<Row, Refusal> {
+        let unknown = || {
+            refusal(
+                ErrorCode::Refused,
+                format!("run {id}: no such run, or not one of yours"),
+            )
+        };
+        let row = self.read(move |queries| queries.get(id)).await?;
+        row.filter(|row| self.may_see_word(peer, &row.program))
+            .ok_or_else(unknown)
+    }
+
+    fn may_see_word(&self, peer: &Peer, program: &str) -> bool {
+        ProgramName::new(program).is_ok_and(|name| self.may_see(peer, &name))
+    }
+
+    /// Waits until all that happened so far is in the history.
+    async fn settle(&self) {
+        let (done, settled) = oneshot::channel();
+        self.store.barrier(Box::new(move |_| {
+            let _ = done.send(());
+        }));
+        let _ = settled.await;
+    }
+
+    async fn history(
+        &self,
+        peer: &Peer,
+        program: Option<String>,
+        id: Option<u64>,
+        limit: Option<u64>,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        if let Some(id) = id {
+            let row = self.row(peer, RunId(id)).await?;
+            tell(notices, Reply::Row(Box::new(rows::message(&row))));
+            finish(notices, None);
+            return Ok(());
+        }
+        let one = match program {
+            Some(program) => Some(self.visible(peer, &program)?),
+            None => None,
+        };
+        let (front, peer, sink) = (self.clone(), peer.clone(), notices.clone());
+        self.read(move |queries| {
+            let allowed = |word: &str| front.may_see_word(&peer, word);
+            let programs = one
+                .as_ref()
+                .map_or(Programs::Allowed(&allowed), Programs::One);
+            let filter = Filter {
+                programs,
+                limit,
+                ..Filter::default()
+            };
+            queries.rows(&filter, &mut |row| {
+                tell(&sink, Reply::Row(Box::new(rows::message(&row))));
+                if sink.is_closed() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })
+        })
+        .await?;
+        finish(notices, None);
+        Ok(())
+    }
+
+    /// A program that the peer may know of.
+    fn visible(&self, peer: &Peer, program: &str) -> Result<ProgramName, Refusal> {
+        let name = ProgramName::new(program).map_err(|e| {
+            refusal(
+                ErrorCode::Refused,
+                format!("the program name {program:?} {e}"),
+            )
+        })?;
+        if self.may_see(peer, &name) {
+            return Ok(name);
+        }
+        Err(refusal(
+            ErrorCode::Refused,
+            format!("{name}: {}", policy::Denied),
+        ))
+    }
+
+    async fn logs(
+        &self,
+        peer: &Peer,
+        request: &LogsRequest,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let row = match (&request.program, request.id) {
+            (_, Some(id)) => self.row(peer, RunId(id)).await?,
+            (Some(program), None) => self.latest(peer, program).await?,
+            (None, None) => {
+                return Err(refusal(
+                    ErrorCode::BadRequest,
+                    "logs of what? Name a program or a run",
+                ));
+            }
+        };
+        let mut id = row.id;
+        if let Some(by) = row.covered_by.filter(|_| row.started_at.is_none()) {
+            id = by;
+        }
+        let waiter = Waiter {
+            request: id,
+            notices: notices.clone(),
+            stdin: false,
+            detach: false,
+            plain: false,
+        };
+        if request.follow {
+            let (answer, left) = oneshot::channel();
+            self.send(Msg::Watch(id, waiter, answer));
+            if let Ok(None) = left.await {
+                return Ok(());
+            }
+        }
+        let row = if id == row.id && row.outcome.is_final() {
+            row
+        } else {
+            self.row(peer, id).await?
+        };
+        if request.output != OutputWay::None
+            && let Some(log) = self.stored_log(&row).await
+        {
+            let _ = notices.send(Notice::Started {
+                run: row.id,
+                request: row.id,
+                log: Arc::new(log),
+                stdin: None,
+            });
+        }
+        let run = Box::new(rows::message(&row));
+        let _ = notices.send(Notice::Final(Box::new(Reply::Ended { run, request: None })));
+        Ok(())
+    }
+
+    /// The newest run of a program that has, or had, its turn.
+    async fn latest(&self, peer: &Peer, program: &str) -> Result<Row, Refusal> {
+        let name = self.visible(peer, program)?;
+        let wanted = name.clone();
+        let row = self.read(move |queries| queries.last_run(&wanted)).await?;
+        row.ok_or_else(|| refusal(ErrorCode::Refused, format!("{name} has not run yet")))
+    }
+
+    /// The log of a run as it lies on the disk.
+    async fn stored_log(&self, row: &Row) -> Option<LiveLog> {
+        let now = self.in_force();
+        let (log_dir, program, id) = (
+            now.config.global.log_dir.clone(),
+            ProgramName::new(&row.program).ok()?,
+            row.id,
+        );
+        blocking(move || stored_log(&log_dir, &program, id))
+            .await
+            .flatten()
+    }
+
+    async fn cancel(&self, peer: &Peer, id: RunId, notices: &Notices) -> Result<(), Refusal> {
+        let row = self.row(peer, id).await?;
+        if self
+            .authorize(peer, &row.program, &ActionName::cancel())
+            .is_err()
+        {
+            // They see the run, so the usual answer would be none.
+            let message = format!("{}: you may see its runs, but not end them", row.program);
+            return Err(refusal(ErrorCode::Refused, message));
+        }
+        let (answer, standing) = oneshot::channel();
+        self.send(Msg::Cancel(id, answer));
+        let program = &row.program;
+        match standing.await {
+            Ok(Standing::Waiting) => {
+                info!(
+                    uid = peer.raw_uid,
+                    pid = peer.pid,
+                    "request {id} of {program} withdrawn"
+                );
+                finish(
+                    notices,
+                    Some(format!("request {id} of {program} was withdrawn")),
+                );
+                Ok(())
+            }
+            Ok(Standing::Live) => {
+                info!(
+                    uid = peer.raw_uid,
+                    pid = peer.pid,
+                    "run {id} of {program} cancelled"
+                );
+                let how = format!("`deployer LOGS {id} -f` shows how it ends");
+                finish(
+                    notices,
+                    Some(format!("run {id} of {program} was asked to end; {how}")),
+                );
+                Ok(())
+            }
+            Ok(Standing::Over) | Err(_) => Err(refusal(ErrorCode::Failed, over(&row))),
+        }
+    }
+
+    async fn can(
+        &self,
+        peer: &Peer,
+        program: Option<String>,
+        action: Option<String>,
+        user: Option<String>,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let now = self.in_force();
+        let somebody = match user {
+            None => None,
+            Some(_) if !policy::is_admin(now.owner, peer) => {
+                return Err(refusal(
+                    ErrorCode::Refused,
+                    "only root may ask what somebody else may do",
+                ));
+            }
+            Some(user) => {
+                let name = user.clone();
+                let found = blocking(move || names::peer_of_user(&name)).await.flatten();
+                let unknown = || {
+                    refusal(
+                        ErrorCode::BadRequest,
+                        format!("there is no user {user:?} here"),
+                    )
+                };
+                Some(found.ok_or_else(unknown)?)
+            }
+        };
+        let explain = somebody.is_some();
+        let who = somebody.as_ref().unwrap_or(peer);
+        let programs = match program {
+            Some(program) => {
+                let name = ProgramName::new(&program).map_err(|e| {
+                    refusal(
+                        ErrorCode::Refused,
+                        format!("the program name {program:?} {e}"),
+                    )
+                })?;
+                vec![name]
+            }
+            None => self.programs().await,
+        };
+        for program in programs {
+            for spec in ACTIONS {
+                if action.as_deref().is_some_and(|a| a != spec.name) {
+                    continue;
+                }
+                let Ok(action) = ActionName::new(spec.name) else {
+                    continue;
+                };
+                let verdict = policy::explain(&now.config, now.owner, who, &program, &action);
+                let because = explain.then(|| match verdict.line {
+                    Some(line) => {
+                        let text = verdict.text.trim_end_matches(&format!(", line {line}"));
+                        format!("{}:{line}: {text}", now.path.display())
+                    }
+                    None => verdict.text.clone(),
+                });
+                if verdict.allowed || explain {
+                    let program = program.to_string();
+                    tell(
+                        notices,
+                        Reply::May {
+                            program,
+                            action: spec.name.into(),
+                            allowed: verdict.allowed,
+                            because,
+                        },
+                    );
+                }
+            }
+            if let Some(action) = action
+                .as_deref()
+                .filter(|a| explain && ACTIONS.iter().all(|s| s.name != *a))
+            {
+                let because = Some(format!("there is no action {action}"));
+                let (program, action) = (program.to_string(), action.to_owned());
+                tell(
+                    notices,
+                    Reply::May {
+                        program,
+                        action,
+                        allowed: false,
+                        because,
+                    },
+                );
+            }
+        }
+        finish(notices, None);
+        Ok(())
+    }
+
+    /// Every program: those with a section and the scripts of the root directory.
+    async fn programs(&self) -> Vec<ProgramName> {
+        let now = self.in_force();
+        let root = now.config.global.root.clone();
+        let mut names = blocking(move || script::list(&root))
+            .await
+            .unwrap_or_default();
+        names.extend(now.config.programs.keys().cloned());
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    async fn list(&self, peer: &Peer, notices: &Notices) -> Result<(), Refusal> {
+        let mut names = self.programs().await;
+        names.retain(|name| self.may_see(peer, name));
+        let (answer, states) = oneshot::channel();
+        self.send(Msg::Lanes(names.clone(), answer));
+        let states = states
+            .await
+            .unwrap_or_else(|_| vec![LaneState::default(); names.len()]);
+        for (name, state) in names.into_iter().zip(states) {
+            let word = if state.run.is_some() {
+                "running"
+            } else {
+                "idle"
+            };
+            tell(
+                notices,
+                Reply::Program {
+                    name: name.to_string(),
+                    state: word.into(),
+                    run: state.run.map(|r| r.0),
+                    waiting: state.waiting,
+                },
+            );
+        }
+        finish(notices, None);
+        Ok(())
+    }
+
+    fn admin(&self, peer: &Peer, what: &str) -> Result<(), Refusal> {
+        if policy::is_admin(self.in_force().owner, peer) {
+            return Ok(());
+        }
+        info!(uid = peer.raw_uid, pid = peer.pid, "refused {what}");
+        Err(refusal(
+            ErrorCode::Refused,
+            format!("only root and the daemon's own user may {what} the daemon"),
+        ))
+    }
+
+    async fn reload(&self, peer: &Peer, notices: &Notices) -> Result<(), Refusal> {
+        self.admin(peer, "reload")?;
+        let (answer, result) = oneshot::channel();
+        let _ = self.admin.send(Admin::Reload(answer));
+        match result.await {
+            Ok(Ok(message)) => {
+                finish(notices, (!message.is_empty()).then_some(message));
+                Ok(())
+            }
+            Ok(Err(errors)) => Err(refusal(ErrorCode::BadConfig, errors)),
+            Err(_) => Err(refusal(ErrorCode::Stopping, "the daemon is stopping")),
+        }
+    }
+
+    fn stop(&self, peer: &Peer, notices: &Notices) -> Result<(), Refusal> {
+        self.admin(peer, "stop")?;
+        info!(uid = peer.raw_uid, pid = peer.pid, "asked to stop");
+        let keeper = std::os::unix::process::parent_id().cast_signed();
+        tell(notices, Reply::Stopping { keeper });
+        let _ = self.admin.send(Admin::Stop(notices.clone()));
+        Ok(())
+    }
+}
+
+/// Why there is nothing to cancel.
+fn over(row: &Row) -> String {
+    match row.covered_by {
+        Some(by) => format!("request {} is covered by run {by}; cancel that one", row.id),
+        None => format!(
+            "run {} of {} is over: {}",
+            row.id,
+            row.program,
+            row.outcome.as_str()
+        ),
+    }
+}
+
+/// An error with its causes.
+pub fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(e) = cause {
+        text.push_str(&format!(": {e}"));
+        cause = e.source();
+    }
+    text
+}
+
+/// Runs what may wait for a disk or a name service. `None`: it panicked, and the log says so.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// Bounds of what reaches the child or the record as text.
+fn check_texts(request: &RunRequest) -> Result<(), String> {
+    if request.args.iter().any(|a| a.contains('\0')) {
+        return Err("an argument contains a NUL; nothing was run".into());
+    }
+    let bytes = request.args.iter().map(|a| a.len() + 1).sum::<usize>() + total(&request.inputs);
+    if bytes > ARGS_MAX {
+        return Err(format!(
+            "inputs and arguments come to {bytes} bytes, and {ARGS_MAX} are allowed; nothing was run"
+        ));
+    }
+    if request
+        .reason
+        .as_ref()
+        .is_some_and(|r| r.len() > REASON_MAX)
+    {
+        return Err(format!(
+            "the reason is longer than {REASON_MAX} bytes; nothing was run"
+        ));
+    }
+    if request
+        .key
+        .as_ref()
+        .is_some_and(|k| k.is_empty() || k.len() > KEY_MAX)
+    {
+        return Err(format!(
+            "the request's key has to have 1 to {KEY_MAX} bytes; nothing was run"
+        ));
+    }
+    Ok(())
+}
+
+fn total(inputs: &BTreeMap<String, String>) -> usize {
+    inputs.iter().map(|(k, v)| k.len() + v.len() + 8).sum()
+}
+
+/// A log on the disk, complete as far as it goes.
+pub fn stored_log(log_dir: &std::path::Path, program: &ProgramName, id: RunId) -> Option<LiveLog> {
+    let log: PathBuf = crate::log::log_path(log_dir, program, id);
+    let index = crate::log::index_path(log_dir, program, id);
+    let bytes = std::fs::metadata(&log).ok()?.len();
+    index.exists().then_some(())?;
+    let (_, progress) = watch::channel(Progress {
+        bytes,
+        dropped: 0,
+        complete: true,
+    });
+    Some(LiveLog {
+        log,
+        index,
+        progress,
+    })
+}

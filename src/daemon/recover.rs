@@ -1,0 +1,456 @@
+//! What a former daemon left behind: which runs live, which have ended and how, which never
+//! began. Nothing is guessed, and nothing stays "running".
+//!
+//! The keeper knows the processes and holds their pipes. If it was gone, too, the index of each
+//! run's log still says which process it was, and when.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::InForce;
+use super::actor::{Actor, Msg, Order};
+use super::clock::Moment;
+use super::effects::{LiveRun, Parent, Surroundings, descent, observe};
+use super::front::{chain, stored_log};
+use crate::engine::Exit;
+use crate::ids::{ActionName, ProgramName, RunId};
+use crate::keeper::link::Heard;
+use crate::keeper::{Link, Reason, ToDaemon, ToKeeper};
+use crate::log;
+use crate::run::tree::{self, Tree};
+use crate::store::{Finish, OnFailure, Outcome, Row, Store};
+
+/// How long the input of a run that was taken over waits for its client to come back.
+const STDIN_FOR: Duration = Duration::from_secs(10);
+
+/// What the keeper hands to a daemon at its start.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Why this daemon was started.
+    pub reason: Reason,
+    /// The configuration in force.
+    pub config: Option<OwnedFd>,
+    /// The listening socket.
+    pub listener: Option<OwnedFd>,
+    /// Runs by number.
+    pub runs: HashMap<u64, Held>,
+}
+
+/// A run as the keeper knows it.
+#[derive(Debug)]
+pub struct Held {
+    pid: i32,
+    exit: Option<Exit>,
+    fds: Vec<OwnedFd>,
+}
+
+/// Status, or minus the signal, as the keeper says it.
+#[must_use]
+pub fn exit_from(code: i32) -> Exit {
+    if code < 0 {
+        Exit::Signal(-code)
+    } else {
+        Exit::Code(code)
+    }
+}
+
+/// Listens to the keeper until it has handed over everything. `None`: it is gone.
+#[must_use]
+pub fn inherit(link: &Link) -> Option<Inherited> {
+    let mut inherited = Inherited {
+        reason: Reason::First,
+        config: None,
+        listener: None,
+        runs: HashMap::new(),
+    };
+    loop {
+        match link.wait() {
+            Heard::Message(message, mut fds) => match message {
+                ToDaemon::Hello(reason) => inherited.reason = reason,
+                ToDaemon::Config => inherited.config = fds.pop(),
+                ToDaemon::Listener => inherited.listener = fds.pop(),
+                ToDaemon::Run { run, pid, exit } => {
+                    let held = Held {
+                        pid: pid.cast_signed(),
+                        exit: exit.map(exit_from),
+                        fds,
+                    };
+                    inherited.runs.insert(run, held);
+                }
+                ToDaemon::Exited { run, exit } => {
+                    if let Some(held) = inherited.runs.get_mut(&run) {
+                        held.exit = Some(exit_from(exit));
+                    }
+                }
+                ToDaemon::End => return Some(inherited),
+                ToDaemon::Stop | ToDaemon::Retire => return None,
+                ToDaemon::Reload => {}
+            },
+            Heard::Nothing => {}
+            Heard::Gone => return None,
+        }
+    }
+}
+
+/// Whether the machine was started anew since a daemon last used this state directory; remembers
+/// this start.
+#[must_use]
+pub fn rebooted(state_dir: &Path) -> bool {
+    let path = state_dir.join("boot-id");
+    let now = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let before = fs::read_to_string(&path).ok();
+    if before.as_deref() != Some(&now) {
+        // By rename: a daemon that is killed here leaves the old or the new one.
+        let new = state_dir.join("boot-id.new");
+        if let Err(e) = fs::write(&new, &now).and_then(|()| fs::rename(&new, &path)) {
+            warn!("cannot write {}: {e}", path.display());
+        }
+    }
+    before.is_some_and(|before| before != now)
+}
+
+/// Everything that recovery works with.
+pub struct Recovery<'a> {
+    /// What is in force.
+    pub in_force: &'a InForce,
+    /// The history.
+    pub store: &'a Store,
+    /// The keeper.
+    pub link: &'a Link,
+    /// See there.
+    pub surroundings: &'a Surroundings,
+    /// To the actor.
+    pub inbox: &'a mpsc::UnboundedSender<Msg>,
+    /// See [`rebooted`].
+    pub rebooted: bool,
+}
+
+/// Where an unfinished run of a former daemon stands.
+enum Found {
+    /// It has, or had, a process whose end can still be learned.
+    Process(Box<LiveRun>, Option<Exit>),
+    /// It never had a process.
+    Nothing,
+    /// Its process is gone, and nobody saw how it ended.
+    Gone(Outcome),
+}
+
+impl Recovery<'_> {
+    /// Takes over the unfinished rows, oldest first, into the actor.
+    pub fn recover(&self, rows: Vec<Row>, mut held: HashMap<u64, Held>, actor: &mut Actor) {
+        let mut waiting = Vec::new();
+        let mut processes = Vec::new();
+        for row in rows {
+            let id = row.id;
+            let Some(order) = self.order(&row) else {
+                self.close(
+                    id,
+                    Outcome::Lost,
+                    "its program's name cannot be read any more",
+                );
+                continue;
+            };
+            match self.find(&order, id, held.remove(&id.0)) {
+                Found::Process(live, exit) => processes.push((row, order, live, exit)),
+                Found::Gone(outcome) => {
+                    info!(
+                        "run {id} of {} is over: {}",
+                        order.program,
+                        outcome.as_str()
+                    );
+                    let detail = match outcome {
+                        Outcome::Interrupted => "the machine went down while it ran",
+                        _ => "it ended while neither daemon nor keeper was there to see how",
+                    };
+                    self.close(id, outcome, detail);
+                    self.link.send(&ToKeeper::Forget { run: id.0 }, &[]);
+                }
+                Found::Nothing if self.rebooted => {
+                    let detail = "the machine was restarted before its turn came";
+                    self.close(id, Outcome::NotStarted, detail);
+                }
+                Found::Nothing => waiting.push((id, order, row.outcome)),
+            }
+        }
+        let newest: HashMap<ProgramName, RunId> = processes
+            .iter()
+            .map(|(row, order, ..)| (order.program.clone(), row.id))
+            .collect();
+        for (row, order, live, exit) in processes {
+            let current = newest.get(&order.program) == Some(&row.id);
+            self.adopt(&row, order, live, exit, current, actor);
+        }
+        for (id, order, outcome) in waiting {
+            if let Ok(Some(last)) = self.store.queries().last_run(&order.program)
+                && last.id < id
+            {
+                actor.note_last_started(order.program.clone(), last.id);
+            }
+            info!("request {id} for {} waits again", order.program);
+            if outcome == Outcome::Running {
+                self.store.waiting(id, OnFailure::Keep, Box::new(drop));
+            }
+            // What was prepared for a process that never came.
+            let log_dir = &self.in_force.config.global.log_dir;
+            let _ = fs::remove_file(log::log_path(log_dir, &order.program, id));
+            let _ = fs::remove_file(log::index_path(log_dir, &order.program, id));
+            actor.readmit(id, order);
+        }
+        // On record as over, but the daemon died before it could say so to the keeper.
+        for run in held.keys() {
+            self.link.send(&ToKeeper::Forget { run: *run }, &[]);
+        }
+    }
+
+    /// Takes over a run that has, or had, a process. Of several of one program only the newest is
+    /// its lane's `current` one: the others had ended, and their end was not on record yet.
+    fn adopt(
+        &self,
+        row: &Row,
+        order: Order,
+        live: Box<LiveRun>,
+        exit: Option<Exit>,
+        current: bool,
+        actor: &mut Actor,
+    ) {
+        let id = row.id;
+        info!(
+            pid = live.pid,
+            "run {id} of {} is taken over", order.program
+        );
+        let started_at = Moment::from_nanos(row.started_at.unwrap_or(row.requested_at));
+        if row.started_at.is_none() {
+            self.store.started(
+                id,
+                started_at.nanos(),
+                None,
+                OnFailure::Keep,
+                Box::new(drop),
+            );
+        }
+        if live.stdin.is_some() {
+            let inbox = self.inbox.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(STDIN_FOR).await;
+                let _ = inbox.send(Msg::CloseStdin(id));
+            });
+        }
+        if current {
+            let stop_at = stop_at(&order, started_at);
+            actor.adopt(id, order, live, started_at, stop_at);
+        } else {
+            actor.adopt_ended(id, order, live, started_at);
+        }
+        if let Some(exit) = exit {
+            let _ = self.inbox.send(Msg::Exited(id, exit));
+        }
+    }
+
+    fn order(&self, row: &Row) -> Option<Order> {
+        let program = ProgramName::new(&row.program).ok()?;
+        let action = ActionName::new(&row.action).ok()?;
+        let config = &self.in_force.config;
+        Some(Order {
+            spec: Arc::clone(config.programs.get(&program).unwrap_or(&config.script)),
+            program,
+            action,
+            by: row.by.clone(),
+            reason: row.reason.clone(),
+            inputs: row.inputs.clone(),
+            args: row.args.clone(),
+            key: row.request_key.clone(),
+            requested_at: Moment::from_nanos(row.requested_at),
+        })
+    }
+
+    fn find(&self, order: &Order, id: RunId, held: Option<Held>) -> Found {
+        let log_dir = &self.in_force.config.global.log_dir;
+        let header = log::Reader::open(log_dir, &order.program, id)
+            .ok()
+            .and_then(|r| r.header().ok().flatten());
+        let noted = header
+            .filter(|h| h.run == id)
+            .and_then(|h| Some((h, h.pid?.cast_signed())));
+        let (held_pid, exit, fds) = match held {
+            Some(held) => (Some(held.pid).filter(|p| *p != 0), held.exit, held.fds),
+            None => (None, None, Vec::new()),
+        };
+        if let (Some(pid), Some(exit)) = (held_pid, exit) {
+            return Found::Process(
+                self.live(order, id, pid, None, Parent::Keeper, fds),
+                Some(exit),
+            );
+        }
+        let Some((header, pid)) = noted else {
+            return match held_pid {
+                // The index is damaged, but the keeper knows the process as its child.
+                Some(pid) => match open(pid) {
+                    Some(pidfd) => Found::Process(
+                        self.live(order, id, pid, Some(pidfd), Parent::Keeper, fds),
+                        None,
+                    ),
+                    None => Found::Gone(Outcome::Lost),
+                },
+                None => Found::Nothing,
+            };
+        };
+        if log::Header::for_run(id).is_ok_and(|now| now.boot_id != header.boot_id) {
+            return Found::Gone(Outcome::Interrupted);
+        }
+        // First the descriptor, then the question whose it is: so the answer stays true.
+        let pidfd = open(pid).filter(|_| is_same(pid, header.boottime_ns));
+        match (pidfd, held_pid) {
+            (Some(pidfd), _) => {
+                let keeper = std::os::unix::process::parent_id().cast_signed();
+                let child = tree::stat(pid).is_some_and(|s| s.parent == keeper);
+                let parent = match (held_pid, child) {
+                    (Some(_), true) => Parent::Keeper,
+                    (Some(_), false) => Parent::Former,
+                    (None, _) => Parent::Stranger,
+                };
+                Found::Process(self.live(order, id, pid, Some(pidfd), parent, fds), None)
+            }
+            // The keeper is about to say how it ended.
+            (None, Some(pid)) => {
+                Found::Process(self.live(order, id, pid, None, Parent::Keeper, fds), None)
+            }
+            (None, None) => Found::Gone(Outcome::Lost),
+        }
+    }
+
+    fn live(
+        &self,
+        order: &Order,
+        id: RunId,
+        pid: i32,
+        pidfd: Option<OwnedFd>,
+        parent: Parent,
+        fds: Vec<OwnedFd>,
+    ) -> Box<LiveRun> {
+        let log_dir = &self.in_force.config.global.log_dir;
+        let group = self
+            .surroundings
+            .cgroups
+            .as_ref()
+            .and_then(|groups| groups.of_process(pid));
+        let tree = match group {
+            Some(group) => Tree::Group(group),
+            None => Tree::Descent(descent(id, pid)),
+        };
+        let mut fds = fds.into_iter();
+        let pipes = fds.next().zip(fds.next());
+        let stdin = fds.next();
+        let paths = (
+            log::log_path(log_dir, &order.program, id),
+            log::index_path(log_dir, &order.program, id),
+        );
+        let mut parked = Vec::new();
+        let observed = pipes.and_then(|(out, err)| {
+            let files = log::open_for_writing(log_dir, &order.program, id);
+            let files = files
+                .map_err(|e| warn!("the log of run {id} cannot be gone on with: {}", chain(&e)))
+                .ok()?;
+            parked = [&out, &err]
+                .into_iter()
+                .filter_map(|fd| fd.try_clone().ok())
+                .collect();
+            Some(observe(
+                self.inbox,
+                id,
+                (out, err),
+                files,
+                paths.clone(),
+                order.spec.log_max_size,
+            ))
+        });
+        let (output, log) = match observed {
+            Some((output, log)) => (Some(output), log),
+            None => {
+                let stored = stored_log(log_dir, &order.program, id);
+                let none = || {
+                    let (_, progress) =
+                        tokio::sync::watch::channel(crate::server::Progress::default());
+                    crate::server::LiveLog {
+                        log: paths.0,
+                        index: paths.1,
+                        progress,
+                    }
+                };
+                (None, Arc::new(stored.unwrap_or_else(none)))
+            }
+        };
+        let pidfd = pidfd.map(Arc::new);
+        Box::new(LiveRun {
+            pid,
+            pidfd,
+            tree: Arc::new(tree),
+            log,
+            stdin,
+            parked,
+            output,
+            parent,
+        })
+    }
+
+    fn close(&self, id: RunId, outcome: Outcome, detail: &str) {
+        let finish = Finish {
+            outcome,
+            exit_code: None,
+            signal: None,
+            ended_at: Moment::now().nanos(),
+            bytes: 0,
+            dropped: 0,
+            leftovers: false,
+            detail: Some(detail.to_owned()),
+        };
+        self.store.finished(id, finish, Box::new(drop));
+    }
+}
+
+fn open(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// Whether the process of this number is the one that was noted at `noted` (nanoseconds since
+/// boot): a later one of the same number started after that.
+fn is_same(pid: i32, noted: i64) -> bool {
+    let Some(stat) = tree::stat(pid) else {
+        return false;
+    };
+    let started =
+        u128::from(stat.start) * 1_000_000_000 / u128::from(tree::ticks_per_second().max(1));
+    // The header is written just before the process is made.
+    let soon = Duration::from_secs(5).as_nanos();
+    started <= u128::from(noted.max(0).cast_unsigned()) + soon
+}
+
+/// When the timeout of a run that was started then runs out.
+fn stop_at(order: &Order, started_at: Moment) -> Option<Instant> {
+    let timeout = order.spec.timeout(&order.action)?;
+    let lived = Moment::now()
+        .nanos()
+        .saturating_sub(started_at.nanos())
+        .max(0)
+        .cast_unsigned();
+    Some(Instant::now() + timeout.saturating_sub(Duration::from_nanos(lived)))
+}
+
+/// The text of the configuration in force.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read_config(memfd: &OwnedFd) -> std::io::Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let file = File::from(memfd.try_clone()?);
+    let mut text = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
+    file.read_exact_at(&mut text, 0)?;
+    Ok(text)
+}

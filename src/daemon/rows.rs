@@ -1,0 +1,44 @@
+//! Rows of the history as they are sent to clients.
+
+use super::clock::rfc3339;
+use crate::protocol::message;
+use crate::store::Row;
+
+/// A row of the store as a message.
+#[must_use]
+pub fn message(row: &Row) -> message::Row {
+    message::Row {
+        id: row.id.0,
+        program: row.program.clone(),
+        action: row.action.clone(),
+        outcome: row.outcome.as_str().to_owned(),
+        exit_code: row.exit_code,
+        signal: row.signal.map(signal_name),
+        by: message::By {
+            uid: row.by.uid,
+            gid: row.by.gid,
+            user: row.by.user.clone(),
+            pid: row.by.pid,
+        },
+        reason: row.reason.clone(),
+        inputs: row.inputs.clone(),
+        args: row.args.clone(),
+        covered_by: row.covered_by.map(|r| r.0),
+        requested_at: Some(rfc3339(row.requested_at)),
+        started_at: row.started_at.map(rfc3339),
+        ended_at: row.ended_at.map(rfc3339),
+        bytes: row.bytes,
+        dropped: row.dropped,
+        leftovers: row.leftovers,
+        detail: row.detail.clone(),
+    }
+}
+
+/// Such as `SIGTERM`; a number for signals without a name.
+#[must_use]
+pub fn signal_name(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(signal) => signal.as_str().to_owned(),
+        Err(_) => format!("SIG{signal}"),
+    }
+}

@@ -1,0 +1,77 @@
+//! The control socket: who connects, what they say, and what they are told.
+//!
+//! * [`peer`]: the identity of a client, from the kernel, once.
+//! * [`listener`]: the socket itself and the bounds on connections.
+//! * [`connection`]: one client from its first byte to its last answer.
+//! * [`stream`]: bytes of a log to a socket, for clients that do not read the log themselves.
+//!
+//! Nothing here decides: requests go to [`Desk`], answers come back as [`Notice`]s.
+
+pub mod connection;
+pub mod listener;
+pub mod peer;
+pub mod stream;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::ids::RunId;
+use crate::policy::Peer;
+use crate::protocol::message::{Reply, Request};
+
+/// Where requests go; the daemon's actor is behind it.
+pub trait Desk: Clone + Send + Sync + 'static {
+    /// Hands a request over. Answers come through `notices`, the last one a final one.
+    fn submit(
+        &self,
+        peer: Peer,
+        request: Request,
+        plain: bool,
+        notices: mpsc::UnboundedSender<Notice>,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// What a connection is told.
+#[derive(Debug)]
+pub enum Notice {
+    /// A message that more may follow.
+    Reply(Box<Reply>),
+    /// The last message.
+    Final(Box<Reply>),
+    /// The run that answers the request has a process and a log.
+    Started {
+        /// Which run.
+        run: RunId,
+        /// For which request.
+        request: RunId,
+        /// Its log.
+        log: Arc<LiveLog>,
+        /// The write end of its standard input, for the connection that asked for it.
+        stdin: Option<OwnedFd>,
+    },
+}
+
+/// A log that is being written, or has been.
+#[derive(Debug)]
+pub struct LiveLog {
+    /// `ID.log`.
+    pub log: PathBuf,
+    /// `ID.idx`.
+    pub index: PathBuf,
+    /// How far it has come.
+    pub progress: watch::Receiver<Progress>,
+}
+
+/// How far a log has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes.
+    pub bytes: u64,
+    /// Bytes of output that were not kept.
+    pub dropped: u64,
+    /// Nothing more will come.
+    pub complete: bool,
+}
