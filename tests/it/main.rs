@@ -1,3 +1,19 @@
-//! Integration tests.
+//! Tests of the whole: a real daemon, real clients, real users.
+//!
+//! Each chapter of the cases has its file; the number of a case begins the name of its test.
+//! Tests that need several users need root: without it they say that they were skipped, and
+//! with `DEPLOYER_TEST_ROOT=1` they fail instead.
 
+#[macro_use]
+mod harness;
+mod acceptance;
+mod asking;
+mod child;
+mod clients;
 mod config;
+mod kills;
+mod layers;
+mod records;
+mod runs;
+mod service;
+mod talk;
