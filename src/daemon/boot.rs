@@ -7,7 +7,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use rustix::fs::{FlockOperation, MemfdFlags, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -39,18 +38,18 @@ fn failed<E: std::fmt::Display>(doing: impl std::fmt::Display) -> impl FnOnce(E)
 }
 
 /// Starts a daemon: returns when it serves (or, in the foreground, when it has ended).
-pub fn boot(target: &Target, options: DaemonOptions) -> ExitCode {
+pub fn boot(target: &Target, options: DaemonOptions) -> u8 {
     match try_boot(target, options) {
-        Ok(status) => ExitCode::from((status & 0xff) as u8),
+        Ok(status) => (status & 0xff) as u8,
         Err(e) => {
             say(&e.0);
-            ExitCode::FAILURE
+            1
         }
     }
 }
 
 /// Enters a role that another process of this program asked for.
-pub fn enter(role: &str, args: &[OsString]) -> ExitCode {
+pub fn enter(role: &str, args: &[OsString]) -> u8 {
     let _ = rustix::thread::set_name(c"deployer");
     let number = args
         .first()
@@ -64,10 +63,10 @@ pub fn enter(role: &str, args: &[OsString]) -> ExitCode {
         )),
     };
     match result {
-        Ok(status) => ExitCode::from((status & 0xff) as u8),
+        Ok(status) => (status & 0xff) as u8,
         Err(e) => {
             say(&e.0);
-            ExitCode::FAILURE
+            1
         }
     }
 }

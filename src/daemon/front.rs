@@ -191,7 +191,10 @@ impl Front {
     async fn find_script(&self, peer: &Peer, name: &ProgramName) -> Result<(), Refusal> {
         let root = self.in_force().config.global.root.clone();
         let wanted = name.clone();
-        let found = blocking(move || script::exists(&root, &wanted)).await;
+        let found = match script::exists_cached(&root, &wanted) {
+            Some(found) => Some(found),
+            None => blocking(move || script::exists(&root, &wanted)).await,
+        };
         if found.unwrap_or(false) {
             return Ok(());
         }
