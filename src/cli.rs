@@ -198,7 +198,7 @@ struct Arguments {
     /// With -d: stay in the foreground
     #[arg(short, long, requires = "daemon")]
     foreground: bool,
-    /// With -d: write the daemon's pid to this file
+    /// With -d: write the pid of the service's main process to this file
     #[arg(
         short = 'P',
         long = "pid-file",

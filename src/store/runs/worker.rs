@@ -150,11 +150,14 @@ impl Worker {
         let mut writes = std::mem::take(&mut self.backlog);
         writes.extend(new);
         self.tried = Instant::now();
-        let failure = match changes::apply(
+        let applied = changes::apply(
             &self.connection,
             self.base,
             writes.iter().map(|w| &w.change),
-        ) {
+        );
+        // Before anybody hears of it: who then asks is told the same.
+        self.healthy.store(applied.is_ok(), Ordering::Relaxed);
+        let failure = match applied {
             Ok(results) => {
                 self.to_checkpoint += results.len();
                 for (write, result) in writes.into_iter().zip(results) {
@@ -172,7 +175,6 @@ impl Worker {
                 Some(e)
             }
         };
-        self.healthy.store(failure.is_none(), Ordering::Relaxed);
         if !healthy && failure.is_none() {
             schema::make_reserve(&self.dir);
         }
