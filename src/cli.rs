@@ -316,6 +316,14 @@ pub fn parse<I>(args: I, conffile: Option<PathBuf>) -> Result<(Target, Command),
 where
     I: IntoIterator<Item = OsString>,
 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(run) = bare_run(&args) {
+        let target = Target {
+            config: conffile,
+            socket: None,
+        };
+        return Ok((target, Command::Run(run)));
+    }
     let a = Arguments::try_parse_from(args)?;
     let target = Target {
         config: a.config.or(conffile),
@@ -367,6 +375,32 @@ where
         }
     };
     Ok((target, command))
+}
+
+/// `deployer RUN PROGRAM [NAME=VALUE…] [-- ARG…]`, if it is that and has no options. There is
+/// nothing to parse in it, and to describe all verbs to a parser would be a tenth of the client's
+/// life.
+fn bare_run(args: &[OsString]) -> Option<RunOptions> {
+    let (verb, rest) = args.get(1..)?.split_first()?;
+    if verb != "RUN" && verb != "run" {
+        return None;
+    }
+    let end = rest.iter().position(|a| a == "--");
+    let (words, args) = match end {
+        Some(end) => (&rest[..end], &rest[end + 1..]),
+        None => (rest, &[][..]),
+    };
+    let words: Option<Vec<&str>> = words.iter().map(|w| w.to_str()).collect();
+    let (program, inputs) = words
+        .as_deref()?
+        .split_first()
+        .filter(|(program, inputs)| !inputs.iter().chain([*program]).any(|w| w.starts_with('-')))?;
+    Some(RunOptions {
+        program: (*program).to_owned(),
+        inputs: inputs.iter().map(|&w| w.to_owned()).collect(),
+        args: args.to_vec(),
+        ..RunOptions::default()
+    })
 }
 
 fn program_line(words: Vec<OsString>) -> Result<Command, Refusal> {
@@ -475,6 +509,37 @@ mod tests {
                 .1,
             Command::Run(full)
         );
+    }
+
+    #[test]
+    fn a_run_without_options_is_read_as_the_parser_reads_it() {
+        for line in [
+            "deployer RUN app",
+            "deployer run team/app a=b c=d",
+            "deployer RUN app a=b -- -x -- c=d",
+            "deployer RUN app --",
+        ] {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let Ok(Some(Verb::Run(parsed))) =
+                Arguments::try_parse_from(args.clone()).map(|a| a.verb)
+            else {
+                panic!("{line}")
+            };
+            assert_eq!(bare_run(&args), Some(parsed), "{line}");
+        }
+        for line in [
+            "deployer RUN",
+            "deployer RUN --help",
+            "deployer RUN -h app",
+            "deployer RUN -- app",
+            "deployer RUN app --json",
+            "deployer RUN app -c x",
+            "deployer -c x RUN app",
+            "deployer LOGS app",
+        ] {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(bare_run(&args), None, "{line}");
+        }
     }
 
     #[test]

@@ -139,6 +139,14 @@ struct Entry {
     stage: Stage,
 }
 
+/// The end of a run or request, for the record.
+#[derive(Debug)]
+struct End {
+    id: RunId,
+    order: Box<Order>,
+    finish: Finish,
+}
+
 /// A run that ended under a former daemon, see [`Actor::adopt_ended`].
 #[derive(Debug)]
 struct Late {
@@ -193,6 +201,8 @@ pub struct Actor {
     readmitted: HashSet<RunId>,
     /// Runs that are over, whose end is not on record yet.
     unrecorded: HashMap<RunId, Box<LiveRun>>,
+    /// Ends that the store is still to be told of.
+    ends: Vec<End>,
     effects: Vec<Effect>,
     stopping: bool,
 }
@@ -213,6 +223,7 @@ impl Actor {
             early: HashMap::new(),
             readmitted: HashSet::new(),
             unrecorded: HashMap::new(),
+            ends: Vec::new(),
             effects: Vec::new(),
             stopping: false,
         }
@@ -235,6 +246,11 @@ impl Actor {
                     None => return,
                 },
                 () = tick => self.feed(Event::Ticked),
+            }
+            if !self.ends.is_empty() {
+                // First the answers, then the record: clients do not wait for the disk.
+                tokio::task::yield_now().await;
+                self.record_ends();
             }
             if self.stopping
                 && self.engine.is_idle()
@@ -431,6 +447,7 @@ impl Actor {
             );
             return waiter.last(error(ErrorCode::Busy, &message));
         }
+        self.record_ends();
         let id = RunId(self.next_id);
         self.next_id += 1;
         waiter.request = id;
@@ -441,6 +458,10 @@ impl Actor {
             self.early.insert(order.program.clone(), (id, at));
         }
         self.hands.insert(new_run(id, &order, started_at));
+        if started_at.is_some() {
+            self.hands
+                .prepare(id, &order, waiter.stdin && !waiter.detach);
+        }
         self.entries.insert(
             id,
             Entry {
@@ -472,6 +493,7 @@ impl Actor {
             Err(StoreError::Duplicate(_)) => {
                 // The repeat of a request whose answer was lost: it gets the answer of the first.
                 let (key, waiter) = (entry.order.key.clone().unwrap_or_default(), waiter.take());
+                self.hands.abandon(id);
                 self.entries.remove(&id);
                 if let Some(waiter) = waiter {
                     self.hands.find(key, waiter);
@@ -490,6 +512,7 @@ impl Actor {
                     );
                     waiter.last(error(ErrorCode::NotRecorded, &message));
                 }
+                self.hands.abandon(id);
                 self.entries.remove(&id);
                 return;
             }
@@ -813,6 +836,8 @@ impl Actor {
     }
 
     fn start(&mut self, id: RunId, covers: &[RunId]) {
+        // The lane's former run has ended before this one starts, on record too.
+        self.record_ends();
         for covered in covers {
             self.entries.remove(covered);
         }
@@ -875,6 +900,7 @@ impl Actor {
         let Some(entry) = self.entries.remove(&id) else {
             return;
         };
+        self.hands.abandon(id);
         let ended_at = Moment::now();
         let (outcome, exit_code, signal) = outcome_of(ending);
         let mut finish = Finish {
@@ -938,15 +964,18 @@ impl Actor {
                 request,
             });
         }
-        let live_now: Vec<RunId> = self
-            .engine
-            .current(&order.program)
-            .into_iter()
-            .chain([id])
-            .collect();
-        self.hands.finished(id, &order, finish, &live_now);
+        self.ends.push(End { id, order, finish });
         if let Some(live) = live {
             self.unrecorded.insert(id, live);
+        }
+    }
+
+    /// Puts the ends of runs on record that clients were told of.
+    fn record_ends(&mut self) {
+        for End { id, order, finish } in std::mem::take(&mut self.ends) {
+            let current = self.engine.current(&order.program);
+            let live: Vec<RunId> = current.into_iter().chain([id]).collect();
+            self.hands.finished(id, &order, finish, &live);
         }
     }
 

@@ -44,6 +44,8 @@ const MOST_SPARED: u32 = 16;
 const IN_MEMORY: u64 = 16 << 20;
 /// How long an answer waits for the record.
 const SETTLE: Duration = Duration::from_secs(5);
+/// How many processes are prepared at a time before their requests are on record.
+const MOST_PREPARED: usize = 8;
 /// How often a tree whose end is awaited is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -145,6 +147,8 @@ pub struct Hands {
     pub surroundings: Arc<Surroundings>,
     /// The configuration in force.
     pub in_force: watch::Receiver<Arc<InForce>>,
+    /// Processes that wait for their request to be on record.
+    prepared: Mutex<HashMap<RunId, std::sync::mpsc::Sender<Job>>>,
     failures: Mutex<HashMap<RunId, SpawnFailure>>,
     /// How many runs of a program have ended since old ones were deleted.
     ended: Mutex<HashMap<ProgramName, u32>>,
@@ -169,6 +173,7 @@ impl Hands {
             link,
             surroundings,
             in_force,
+            prepared: Mutex::default(),
             failures: Mutex::default(),
             ended: Mutex::default(),
         }
@@ -285,9 +290,53 @@ impl Hands {
         );
     }
 
+    /// Gets everything ready for the process of a run while its request is put on record. Ended
+    /// by [`Hands::spawn`] or [`Hands::abandon`].
+    pub fn prepare(&self, id: RunId, order: &Order, stdin: bool) {
+        let mut prepared = self.prepared();
+        if prepared.len() >= MOST_PREPARED {
+            return;
+        }
+        let (go, told) = std::sync::mpsc::channel::<Job>();
+        prepared.insert(id, go);
+        drop(prepared);
+        let job = self.job(id, order, stdin);
+        tokio::task::spawn_blocking(move || {
+            let ready = job.prepare();
+            match told.recv() {
+                Ok(now) if now.is_like(&job) => now.start(ready),
+                Ok(now) => {
+                    job.discard(ready);
+                    now.start(now.prepare());
+                }
+                Err(_) => job.discard(ready),
+            }
+        });
+    }
+
+    /// The run that was prepared is not to be.
+    pub fn abandon(&self, id: RunId) {
+        self.prepared().remove(&id);
+    }
+
     /// Makes the process of a run; the answer is [`Msg::Spawned`].
     pub fn spawn(&self, id: RunId, order: &Order, stdin: bool) {
-        let job = Job {
+        let mut job = self.job(id, order, stdin);
+        if let Some(go) = self.prepared().remove(&id) {
+            job = match go.send(job) {
+                Ok(()) => return,
+                Err(unheard) => unheard.0,
+            };
+        }
+        tokio::task::spawn_blocking(move || job.start(job.prepare()));
+    }
+
+    fn prepared(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, std::sync::mpsc::Sender<Job>>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn job(&self, id: RunId, order: &Order, stdin: bool) -> Job {
+        Job {
             id,
             order: order.clone(),
             stdin,
@@ -295,12 +344,7 @@ impl Hands {
             surroundings: Arc::clone(&self.surroundings),
             link: Arc::clone(&self.link),
             actor: self.actor.clone(),
-        };
-        let actor = self.actor.clone();
-        tokio::task::spawn_blocking(move || {
-            let result = job.perform();
-            let _ = actor.send(Msg::Spawned(id, result));
-        });
+        }
     }
 
     /// Answers a spawn that cannot even be tried.
@@ -577,10 +621,36 @@ struct Job {
     actor: mpsc::UnboundedSender<Msg>,
 }
 
+/// What a run's process needs, but for the process itself.
+struct Ready {
+    process: spawn::Ready,
+    stdio: spawn::Stdio,
+    out: OwnedFd,
+    err: OwnedFd,
+    stdin: Option<OwnedFd>,
+    files: log::Files,
+    paths: (PathBuf, PathBuf),
+    limit: u64,
+    group: Option<RunGroup>,
+}
+
+fn failed(message: String, status: i32) -> SpawnFailure {
+    SpawnFailure { message, status }
+}
+
+fn spawn_failed(e: spawn::SpawnError) -> SpawnFailure {
+    failed(e.to_string(), e.exit_status())
+}
+
 impl Job {
-    fn perform(&self) -> Result<Box<LiveRun>, SpawnFailure> {
-        let failed = |message: String, status| SpawnFailure { message, status };
-        let spawn_failed = |e: spawn::SpawnError| failed(e.to_string(), e.exit_status());
+    /// Whether what was prepared for the other is right for this one.
+    fn is_like(&self, other: &Self) -> bool {
+        self.stdin == other.stdin
+            && Arc::ptr_eq(&self.in_force, &other.in_force)
+            && Arc::ptr_eq(&self.order.spec, &other.order.spec)
+    }
+
+    fn prepare(&self) -> Result<Ready, SpawnFailure> {
         let order = &self.order;
         let spec = &order.spec;
         let identity = self
@@ -591,29 +661,14 @@ impl Job {
 
         let global = &self.in_force.config.global;
         let (files, paths, limit) = self.log_files().map_err(|e| failed(e, 126))?;
-        let (out_read, stdout) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
-        let (err_read, stderr) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
+        let (out, stdout) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
+        let (err, stderr) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
         let (stdin, stdin_write) = if self.stdin {
             let (read, write) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
             (read, Some(write))
         } else {
             (spawn::null().map_err(spawn_failed)?, None)
         };
-        let mut to_park = vec![out_read.as_fd(), err_read.as_fd()];
-        to_park.extend(stdin_write.as_ref().map(AsFd::as_fd));
-        self.link.send(&ToKeeper::Park { run: self.id.0 }, &to_park);
-
-        let group = self
-            .surroundings
-            .cgroups
-            .as_ref()
-            .and_then(|groups| match groups.take() {
-                Ok(group) => Some(group),
-                Err(e) => {
-                    warn!("run {} gets no control group: {e}", self.id);
-                    None
-                }
-            });
         let started = ToKeeper::Started {
             run: self.id.0,
             pid: 0,
@@ -642,14 +697,55 @@ impl Job {
             stdout,
             stderr,
         };
-        let spawned = spawn::spawn(&plan, &stdio, report, group.as_ref().map(RunGroup::as_fd));
+        let process = spawn::prepare(&plan, &stdio, report).map_err(spawn_failed)?;
+        let groups = self.surroundings.cgroups.as_ref();
+        let group = groups.and_then(|groups| match groups.take() {
+            Ok(group) => Some(group),
+            Err(e) => {
+                warn!("run {} gets no control group: {e}", self.id);
+                None
+            }
+        });
+        Ok(Ready {
+            process,
+            stdio,
+            out,
+            err,
+            stdin: stdin_write,
+            files,
+            paths,
+            limit,
+            group,
+        })
+    }
+
+    /// Makes the process, and tells the actor.
+    fn start(&self, ready: Result<Ready, SpawnFailure>) {
+        let result = ready.and_then(|ready| self.start_ready(ready));
+        let _ = self.actor.send(Msg::Spawned(self.id, result));
+    }
+
+    fn start_ready(&self, ready: Ready) -> Result<Box<LiveRun>, SpawnFailure> {
+        let Ready {
+            process,
+            stdio,
+            out,
+            err,
+            stdin,
+            files,
+            paths,
+            limit,
+            group,
+        } = ready;
+        let mut to_park = vec![out.as_fd(), err.as_fd()];
+        to_park.extend(stdin.as_ref().map(AsFd::as_fd));
+        self.link.send(&ToKeeper::Park { run: self.id.0 }, &to_park);
+        let spawned = process.start(group.as_ref().map(RunGroup::as_fd));
         drop(stdio);
         let (pid, pidfd) = match spawned {
             Ok(spawned) => spawned,
             Err(e) => {
-                if let (Some(groups), Some(group)) = (&self.surroundings.cgroups, group) {
-                    groups.give_back(group);
-                }
+                self.give_back(group);
                 return Err(spawn_failed(e));
             }
         };
@@ -657,28 +753,36 @@ impl Job {
             Some(group) => Tree::Group(group),
             None => Tree::Descent(descent(self.id, pid)),
         };
-        let parked = [&out_read, &err_read]
+        let parked = [&out, &err]
             .into_iter()
             .filter_map(|fd| fd.try_clone().ok())
             .collect();
-        let (output, log) = observe(
-            &self.actor,
-            self.id,
-            (out_read, err_read),
-            files,
-            paths,
-            limit,
-        );
+        let (output, log) = observe(&self.actor, self.id, (out, err), files, paths, limit);
         Ok(Box::new(LiveRun {
             pid,
             pidfd: Some(Arc::new(pidfd)),
             parked,
             tree: Arc::new(tree),
             log,
-            stdin: stdin_write,
+            stdin,
             output: Some(output),
             parent: Parent::Daemon,
         }))
+    }
+
+    /// Undoes what was prepared.
+    fn discard(&self, ready: Result<Ready, SpawnFailure>) {
+        let log_dir = &self.in_force.config.global.log_dir;
+        log::remove(log_dir, &self.order.program, self.id);
+        if let Ok(ready) = ready {
+            self.give_back(ready.group);
+        }
+    }
+
+    fn give_back(&self, group: Option<RunGroup>) {
+        if let (Some(groups), Some(group)) = (&self.surroundings.cgroups, group) {
+            groups.give_back(group);
+        }
     }
 }
 
@@ -697,10 +801,7 @@ impl Job {
             Err(e) => chain(&e),
         };
         // What was begun would be taken for a log later.
-        let _ = (
-            std::fs::remove_file(&paths.0),
-            std::fs::remove_file(&paths.1),
-        );
+        log::remove(log_dir, program, self.id);
         if global.record_failure == RecordFailure::Refuse {
             return Err(format!("{e}, so nothing was run"));
         }

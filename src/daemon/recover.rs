@@ -200,8 +200,7 @@ impl Recovery<'_> {
             }
             // What was prepared for a process that never came.
             let log_dir = &self.in_force.config.global.log_dir;
-            let _ = fs::remove_file(log::log_path(log_dir, &order.program, id));
-            let _ = fs::remove_file(log::index_path(log_dir, &order.program, id));
+            log::remove(log_dir, &order.program, id);
             actor.readmit(id, order);
         }
         // On record as over, but the daemon died before it could say so to the keeper.

@@ -4,6 +4,7 @@
 //! directory. The log directory itself may be reached through a symbolic link, what is below
 //! it may not.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 use crate::ids::{ProgramName, RunId};
 
 use super::LogError;
-use super::format::Header;
+use super::format::{HEADER_LEN, Header};
 
 /// Permissions of log files: the daemon's user writes, its group reads.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o640);
@@ -144,16 +145,50 @@ pub fn programs(log_dir: &Path) -> Result<Vec<ProgramName>, LogError> {
     Ok(found)
 }
 
-/// The highest number of a run of which there is a log, whatever program it belongs to.
+/// Removes both files of a run, as far as they are there.
+pub fn remove(log_dir: &Path, program: &ProgramName, run: RunId) {
+    if let Ok(dir) = open_directory(log_dir, program.as_str()) {
+        let _ = unlinkat(&dir, file_name(run, "log"), AtFlags::empty());
+        let _ = unlinkat(&dir, file_name(run, "idx"), AtFlags::empty());
+    }
+}
+
+/// The highest number above `recorded` of a run of which there is a log, whatever program it
+/// belongs to. Logs above that which were prepared for a process that never was are removed.
 ///
 /// # Errors
 /// The log directory could not be read; of others it is passed over.
-pub fn newest_id(log_dir: &Path) -> Result<Option<RunId>, LogError> {
+pub fn newest_id(log_dir: &Path, recorded: RunId) -> Result<Option<RunId>, LogError> {
     let mut newest = None;
-    walk(log_dir, &mut |_, runs| {
-        newest = newest.max(runs.iter().copied().max());
+    walk(log_dir, &mut |name, runs| {
+        let Ok(program) = ProgramName::new(name) else {
+            return;
+        };
+        // Each of a run's two files names it.
+        let runs: BTreeSet<RunId> = runs.iter().copied().filter(|r| *r > recorded).collect();
+        for run in runs {
+            if is_blank(log_dir, &program, run) {
+                remove(log_dir, &program, run);
+            } else {
+                newest = newest.max(Some(run));
+            }
+        }
     })?;
     Ok(newest)
+}
+
+/// Whether a log holds nothing, and belongs to no process.
+fn is_blank(log_dir: &Path, program: &ProgramName, run: RunId) -> bool {
+    let empty = |file: &File| file.metadata().is_ok_and(|m| m.len() == 0);
+    let Ok((log, Some(idx))) = open_for_reading(log_dir, program, run) else {
+        return false;
+    };
+    let mut header = [0; HEADER_LEN as usize];
+    let of_no_process = match idx.read_exact_at(&mut header, 0) {
+        Ok(()) => Header::from_bytes(&header).is_some_and(|h| h.pid.is_none()),
+        Err(_) => empty(&idx),
+    };
+    of_no_process && empty(&log)
 }
 
 /// Tells `each` of every directory below `log_dir`: its name, and the runs with files in it.

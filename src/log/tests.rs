@@ -416,25 +416,37 @@ fn no_symbolic_link_below_the_log_directory_is_followed() {
     };
     retain(dir.path(), &program("app"), all, &[]).unwrap_err();
     retain(dir.path(), &program("other"), all, &[]).unwrap();
-    assert_eq!(newest_id(dir.path()).unwrap(), None);
+    assert_eq!(newest_id(dir.path(), RunId(0)).unwrap(), None);
     assert_eq!(fs::read(elsewhere.path().join("7.log")).unwrap(), b"secret");
 }
 
 #[test]
 fn programs_and_the_newest_run_are_found_whatever_else_lies_there() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(newest_id(&dir.path().join("missing")).unwrap(), None);
+    assert_eq!(
+        newest_id(&dir.path().join("missing"), RunId(0)).unwrap(),
+        None
+    );
     for (name, run) in [("app", 3), ("team/app", 12), ("team", 5)] {
-        create(dir.path(), &program(name), RunId(run)).unwrap();
+        let files = create(dir.path(), &program(name), RunId(run)).unwrap();
+        fs::File::write_all_at(&files.log, b"x", 0).unwrap();
     }
     fs::create_dir(dir.path().join("empty")).unwrap();
     for odd in ["99.txt", "x.log", "0099.log", "+99.log", "99.log.gz", "99"] {
         fs::write(dir.path().join("app").join(odd), b"").unwrap();
     }
     fs::create_dir(dir.path().join("app/99.log")).unwrap();
-    assert_eq!(newest_id(dir.path()).unwrap(), Some(RunId(12)));
+    // Prepared, for a request that was never recorded: it goes, and its number is free.
+    create(dir.path(), &program("team/app"), RunId(13)).unwrap();
+    // A process there was, although it printed nothing.
+    let silent = create(dir.path(), &program("quiet"), RunId(11)).unwrap();
+    fs::File::write_all_at(&silent.idx, &7_u32.to_le_bytes(), PID_OFFSET).unwrap();
+    assert_eq!(newest_id(dir.path(), RunId(12)).unwrap(), None);
+    assert_eq!(newest_id(dir.path(), RunId(0)).unwrap(), Some(RunId(12)));
+    assert!(!log_path(dir.path(), &program("team/app"), RunId(13)).exists());
+    assert!(log_path(dir.path(), &program("quiet"), RunId(11)).exists());
     let found = programs(dir.path()).unwrap();
-    assert_eq!(found, ["app", "team", "team/app"].map(program));
+    assert_eq!(found, ["app", "quiet", "team", "team/app"].map(program));
 }
 
 /// Logs of 100 bytes, index included, of the runs 1 to `count`.

@@ -141,16 +141,23 @@ pub struct Plan<'a> {
     pub nofile: u64,
 }
 
-/// Makes the process. Checks the script anew.
+/// A process that lacks nothing but its start.
+#[derive(Debug)]
+pub struct Ready {
+    child: Child,
+    program: PathBuf,
+    cwd: PathBuf,
+    user: String,
+    /// What the child executes is open until then.
+    _script: Option<Script>,
+}
+
+/// Gets everything ready for a process. Checks the script anew. The descriptors in `stdio` and
+/// `report` have to stay open until [`Ready::start`].
 ///
 /// # Errors
-/// [`SpawnError`] names the step; there is no process then.
-pub fn spawn(
-    plan: &Plan<'_>,
-    stdio: &Stdio,
-    report: PidReport,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> Result<(i32, OwnedFd), SpawnError> {
+/// [`SpawnError`] says what is missing.
+pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Ready, SpawnError> {
     let spec = plan.spec;
     let script = match spec.command {
         Some(_) => None,
@@ -180,12 +187,20 @@ pub fn spawn(
     for arg in plan.args {
         argv.push(c_string(arg.as_bytes(), "an argument")?);
     }
+    let shortcut = match &spec.command {
+        Some(command) if spec.shell == Path::new("/bin/sh") => shortcut(command)?,
+        _ => None,
+    };
     let cwd = match (&spec.cwd, &script) {
         (Some(cwd), _) => cwd.clone(),
         (None, Some(script)) => script.directory.clone(),
         (None, None) => PathBuf::from("/"),
     };
-    let env = environment(spec, plan.identity, &plan.facts);
+    let mut env = environment(spec, plan.identity, &plan.facts);
+    if shortcut.is_some() && !env.contains_key("PWD") {
+        // As the shell would.
+        env.insert("PWD".to_owned(), cwd.display().to_string());
+    }
     let env = env
         .iter()
         .map(|(name, value)| c_string(format!("{name}={value}").as_bytes(), name_of(name)));
@@ -201,19 +216,54 @@ pub fn spawn(
         ids: plan.identity.ids(),
         no_new_privs: spec.no_new_privs,
         cwd: c_string(cwd.as_os_str().as_bytes(), "cwd")?,
+        shortcut,
         image,
         argv,
         env: env.collect::<Result<_, _>>()?,
     };
-    let failed = |failure| {
-        SpawnError::Step(StepError {
-            failure,
-            program,
-            cwd,
-            user: plan.identity.name.clone(),
+    Ok(Ready {
+        child,
+        program,
+        cwd,
+        user: plan.identity.name.clone(),
+        _script: script,
+    })
+}
+
+impl Ready {
+    /// Makes the process. Returns its pid and pidfd.
+    ///
+    /// # Errors
+    /// [`SpawnError`] names the step; there is no process then.
+    pub fn start(self, cgroup: Option<BorrowedFd<'_>>) -> Result<(i32, OwnedFd), SpawnError> {
+        child::spawn(&self.child, cgroup).map_err(|failure| {
+            SpawnError::Step(StepError {
+                failure,
+                program: self.program,
+                cwd: self.cwd,
+                user: self.user,
+            })
         })
-    };
-    child::spawn(&child, cgroup).map_err(failed)
+    }
+}
+
+/// The words of a command that a shell would only hand on: a path and plain words, perhaps behind
+/// `exec`. It is executed without starting a shell first; if that fails, the shell is asked all
+/// the same, and says what is wrong in its own words.
+fn shortcut(command: &str) -> Result<Option<Vec<CString>>, SpawnError> {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b" \t_-+./:,@%=".contains(&c);
+    let mut words: Vec<&str> = command.split_ascii_whitespace().collect();
+    if words.first() == Some(&"exec") {
+        words.remove(0);
+    }
+    let path = words
+        .first()
+        .is_some_and(|w| w.contains('/') && !w.contains('=') && !w.starts_with('-'));
+    if !path || !command.bytes().all(plain) {
+        return Ok(None);
+    }
+    let words = words.iter().map(|w| c_string(w.as_bytes(), "cmd-run"));
+    words.collect::<Result<_, _>>().map(Some)
 }
 
 /// Messages name variables by kind: their names may be a client's.
@@ -302,4 +352,54 @@ pub fn null() -> Result<OwnedFd, SpawnError> {
 /// The descriptor number, for a [`PidReport`].
 pub fn raw_fd(fd: &impl AsRawFd) -> RawFd {
     fd.as_raw_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortcut;
+
+    #[test]
+    fn only_what_a_shell_would_hand_on_as_it_is_goes_without_one() {
+        let words = |command: &str| {
+            let found = shortcut(command).unwrap();
+            found.map(|words| {
+                words
+                    .iter()
+                    .map(|w| w.to_str().unwrap().to_owned())
+                    .collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(words("/bin/true").unwrap(), ["/bin/true"]);
+        assert_eq!(
+            words("exec /srv/app/deploy  --to=x a\tb").unwrap(),
+            ["/srv/app/deploy", "--to=x", "a", "b"]
+        );
+        assert_eq!(words("./run").unwrap(), ["./run"]);
+        for command in [
+            "true",
+            "exec true",
+            "",
+            "exec",
+            "exec -a x /bin/true",
+            "A=/b /bin/true",
+            "cd /srv",
+            "/bin/echo $HOME",
+            "/bin/echo \"a b\"",
+            "/bin/ls *",
+            "/bin/a; /bin/b",
+            "/bin/a &",
+            "/bin/a | /bin/b",
+            "/bin/a > /tmp/b",
+            "/bin/echo ~",
+            "/bin/echo a#b",
+            "/bin/echo a\\b",
+            "/bin/a\n/bin/b",
+            "! /bin/a",
+            "{ /bin/a",
+            "/bin/{a,b}",
+            "/bin/echo ä",
+        ] {
+            assert_eq!(words(command), None, "{command}");
+        }
+    }
 }

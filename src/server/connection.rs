@@ -36,6 +36,8 @@ const REFUSAL_AFTER: Duration = Duration::from_millis(10);
 
 /// How long a client that reads a log itself is not told again that it has grown.
 const QUIET: Duration = Duration::from_millis(2);
+/// How long a client is not told of a silent run.
+const SILENCE: Duration = Duration::from_millis(2);
 
 /// How long a client whose answer is complete may take to close its end.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -390,6 +392,7 @@ async fn framed(
     };
     let mut view: Option<View> = None;
     let mut last: Option<Box<Reply>> = None;
+    let mut next: Option<Notice> = None;
     loop {
         if let Some(v) = &mut view {
             v.send(&mut to).await?;
@@ -414,13 +417,16 @@ async fn framed(
         }
         tokio::select! {
             biased;
-            notice = told.recv(), if last.is_none() => match notice {
+            notice = following(&mut next, &mut told), if last.is_none() => match notice {
                 Some(Notice::Reply(reply)) => to.write_all(&control(&reply)).await?,
                 Some(Notice::Final(reply)) => last = Some(reply),
                 Some(Notice::Started { run, request, log, stdin }) => {
                     let (way, fed) = if wish.stdin == StdinWay::Fd { (stdin, None) } else { (None, stdin) };
                     incoming.attach(fed)?;
                     let request = (request != run).then_some(request.0);
+                    if way.is_none() && wish.output == OutputWay::Fd {
+                        next = silence(&log, &mut told).await;
+                    }
                     view = start_view(&mut to, (run.0, request), wish, &log, way).await?;
                 }
                 None => {
@@ -437,6 +443,35 @@ async fn framed(
     to.shutdown().await?;
     farewell(incoming.from).await;
     Ok(())
+}
+
+/// What a client is told next.
+async fn following(
+    next: &mut Option<Notice>,
+    told: &mut mpsc::UnboundedReceiver<Notice>,
+) -> Option<Notice> {
+    match next.take() {
+        Some(notice) => Some(notice),
+        None => told.recv().await,
+    }
+}
+
+/// Waits a moment for the first output of a run, or its end: a client that need not wake up twice
+/// does not stand in the way of what it waits for.
+async fn silence(log: &LiveLog, told: &mut mpsc::UnboundedReceiver<Notice>) -> Option<Notice> {
+    let mut progress = log.progress.clone();
+    let output = async {
+        while progress.borrow_and_update().bytes == 0 {
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        notice = told.recv() => notice,
+        () = output => None,
+        () = tokio::time::sleep(SILENCE) => None,
+    }
 }
 
 /// Tells the client that its run has started, with the fds it wished for.

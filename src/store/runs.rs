@@ -105,7 +105,11 @@ impl Store {
         let failed = |e| StoreError::database("read", e);
         let given = highest_id(&connection).map_err(failed)?;
         // Logs that cannot be listed are no reason not to start.
-        let logged = log_dir.and_then(|dir| log::newest_id(dir).ok().flatten());
+        let logged = log_dir.and_then(|dir| {
+            log::newest_id(dir, RunId(given.unsigned_abs()))
+                .ok()
+                .flatten()
+        });
         let logged = logged.map_or(0, |RunId(id)| i64::try_from(id).unwrap_or(0));
         if logged > given {
             // If that fails, the logs say so next time.

@@ -454,7 +454,8 @@ fn numbers_are_never_used_again() {
     // A row whose log is there, but nothing else.
     setup.store.close();
     let logs = tempfile::tempdir().unwrap();
-    log::create(logs.path(), &program("team/app"), RunId(77)).unwrap();
+    let files = log::create(logs.path(), &program("team/app"), RunId(77)).unwrap();
+    files.log.write_all_at(b"output", 0).unwrap();
     schema::remove(&setup.dir.path().join("runs.db")).unwrap();
     let opened = Store::open(setup.dir.path(), Some(logs.path())).unwrap();
     assert_eq!(opened.next_id, RunId(78));
@@ -618,7 +619,8 @@ fn rows_that_only_logs_know_of_are_said_to_be_lost() {
         fs::write(dir.path().join(name), bytes).unwrap();
     }
     let logs = tempfile::tempdir().unwrap();
-    log::create(logs.path(), &program("app"), RunId(93)).unwrap();
+    let files = log::create(logs.path(), &program("app"), RunId(93)).unwrap();
+    files.log.write_all_at(b"output", 0).unwrap();
     let opened = Store::open(dir.path(), Some(logs.path())).unwrap();
     assert_eq!(opened.next_id, RunId(94));
     let lost = opened.lost.unwrap();

@@ -88,6 +88,8 @@ pub struct Child {
     pub no_new_privs: bool,
     /// Directory to start in.
     pub cwd: CString,
+    /// The path and the arguments of what is tried before `image`.
+    pub shortcut: Option<Vec<CString>>,
     /// What to execute.
     pub image: Image,
     /// Arguments, the zeroth included.
@@ -99,9 +101,11 @@ pub struct Child {
 /// A [`Child`] with its pointer arrays, and the place where it reports a failure.
 struct Prepared<'a> {
     child: &'a Child,
+    shortcut: Option<Vec<*const c_char>>,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
     datagram: Vec<u8>,
+    ignored: Vec<c_int>,
     failure: Option<Failure>,
 }
 
@@ -119,6 +123,7 @@ pub fn spawn(child: &Child, cgroup: Option<BorrowedFd<'_>>) -> Result<(i32, Owne
     };
     let mut prepared = Prepared {
         child,
+        shortcut: child.shortcut.as_deref().map(pointers),
         argv: pointers(&child.argv),
         env: pointers(&child.env),
         datagram: child
@@ -127,6 +132,7 @@ pub fn spawn(child: &Child, cgroup: Option<BorrowedFd<'_>>) -> Result<(i32, Owne
             .as_ref()
             .map(|(_, bytes, _)| bytes.clone())
             .unwrap_or_default(),
+        ignored: super::signal::ignored(),
         failure: None,
     };
     // SAFETY: `enter` keeps to what `spawn_in_memory` asks for, and `prepared` is used by nobody
@@ -224,11 +230,11 @@ unsafe fn steps(prepared: &mut Prepared<'_>) -> Failure {
 
         // SIG_DFL, no flags, no mask: all zeroes, as the kernel lays it out.
         let default = [0_u64; 4];
-        for signal in 1..=64 as c_long {
+        for signal in &prepared.ignored {
             let none = ptr::null_mut::<u64>();
             libc::syscall(
                 libc::SYS_rt_sigaction,
-                signal,
+                *signal as c_long,
                 default.as_ptr(),
                 none,
                 8 as c_long,
@@ -305,6 +311,14 @@ unsafe fn steps(prepared: &mut Prepared<'_>) -> Failure {
                 8 as c_long
             )
         );
+        if let Some(argv) = &prepared.shortcut {
+            libc::syscall(
+                libc::SYS_execve,
+                *argv.as_ptr(),
+                argv.as_ptr(),
+                prepared.env.as_ptr(),
+            );
+        }
         let (fd, path, flags) = match &child.image {
             Image::Fd(fd) => (*fd, c"".as_ptr(), libc::AT_EMPTY_PATH),
             Image::Path(path) => (libc::AT_FDCWD, path.as_ptr(), 0),

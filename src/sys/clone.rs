@@ -15,6 +15,8 @@ const STACK: usize = 64 * 1024;
 
 /// Of `clone3` alone; the constant in `libc` is too narrow.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
+/// Handled signals get their default action in the child; ignored ones stay ignored.
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 
 /// The kernel's `struct clone_args`.
 #[repr(C, align(8))]
@@ -61,7 +63,8 @@ impl Drop for Stack {
 /// Makes a child that runs `entry(argument)` in this process' memory, and waits until it has
 /// executed a program or ended. Returns its pid and pidfd.
 ///
-/// All signals are blocked in the child: `entry` has to set dispositions and mask.
+/// All signals are blocked in the child, and none has a handler: `entry` has to deal with ignored
+/// ones and the mask.
 ///
 /// # Errors
 /// What the kernel said; there is no child then.
@@ -77,7 +80,8 @@ pub unsafe fn spawn_in_memory<T>(
     let stack = Stack::new()?;
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64,
+        flags: (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64
+            | CLONE_CLEAR_SIGHAND,
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
         stack: stack.0 as u64,

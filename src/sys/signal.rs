@@ -1,5 +1,7 @@
 //! Signal dispositions of this process.
 
+use std::sync::OnceLock;
+
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 
 /// Ignores a signal from now on.
@@ -25,4 +27,27 @@ pub fn die_of(number: i32) -> ! {
         let _ = raise(signal);
     }
     std::process::exit(128 + number)
+}
+
+/// The signals that this process ignores: its children do not get that passed on. Looked up once:
+/// what is ignored is settled when the process begins.
+pub fn ignored() -> Vec<i32> {
+    static IGNORED: OnceLock<Vec<i32>> = OnceLock::new();
+    let is_ignored = |signal: &i32| {
+        let mut action = [0_usize; 4];
+        // SAFETY: asks only; the kernel's structure has the size of four words.
+        let asked = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                *signal,
+                std::ptr::null::<usize>(),
+                action.as_mut_ptr(),
+                8_usize,
+            )
+        };
+        asked == 0 && action[0] == libc::SIG_IGN
+    };
+    IGNORED
+        .get_or_init(|| (1..=64).filter(is_ignored).collect())
+        .clone()
 }

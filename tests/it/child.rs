@@ -499,3 +499,32 @@ fn e10_names_that_leave_the_root_or_are_none_are_refused() {
     assert!(d.history().is_empty());
     assert_eq!(run(&d, "app"), "ran\n");
 }
+
+/// A command that a shell would only execute is executed without one; what goes wrong is said by
+/// the shell, with its exit status.
+#[test]
+fn a_plain_command_needs_no_shell_and_fails_as_with_one() {
+    let site = Site::new();
+    site.configure(
+        "[prog-env]\ncwd = /usr\ncmd-run = /usr/bin/env\n\
+         [prog-words]\ncmd-run = exec  /bin/echo a  b=c ./d\n\
+         [prog-shell]\ncmd-run = /bin/echo \"$PWD\" a  b\n\
+         [prog-parent]\ncmd-run = /bin/cat /proc/self/stat\n\
+         [prog-missing]\ncmd-run = exec /no/such/program here\n\
+         [prog-data]\ncmd-run = /etc/passwd\n",
+    );
+    let d = site.start();
+    assert!(run(&d, "env").lines().any(|l| l == "PWD=/usr"));
+    assert_eq!(run(&d, "words"), "a b=c ./d\n");
+    assert_eq!(run(&d, "shell"), "/ a b\n");
+    let parent = run(&d, "parent");
+    let parent: i32 = parent.split(' ').nth(3).unwrap().parse().unwrap();
+    assert!(
+        [d.daemon_pid(), d.keeper_pid()].contains(&parent),
+        "{parent}"
+    );
+    let missing = d.ask(OWNER, ["RUN", "missing"]).exits(127);
+    let said = missing.text() + &missing.errors();
+    assert!(said.contains("/no/such/program"), "{said}");
+    d.ask(OWNER, ["RUN", "data"]).exits(126);
+}
