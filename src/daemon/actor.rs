@@ -555,6 +555,10 @@ impl Actor {
         if waiter.request == RunId(0) {
             waiter.request = row.id;
         }
+        if waiter.detach {
+            let id = waiter.request.0;
+            return waiter.last(Reply::Accepted { id, behind: None });
+        }
         let Some(waiter) = self.watch(row.id, waiter) else {
             return;
         };

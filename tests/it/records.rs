@@ -287,6 +287,10 @@ fn a_repeated_request_is_the_same_request() {
     }
     // Also when it is long over, and after a restart of the daemon.
     for _ in 0..2 {
+        let detached = json!({"op": "run", "program": "app", "key": "k1", "detach": true});
+        let outcome = Framed::ask(&d, OWNER, &detached).rest();
+        assert_eq!(outcome.last()["type"], "accepted", "{:?}", outcome.last());
+        assert_eq!(outcome.last()["id"], 1);
         let outcome = ask().rest();
         assert_eq!(
             (outcome.out.as_slice(), &outcome.last()["run"]["exit_code"]),
