@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::ids::ActionName;
+
 /// Where the configuration is when nothing says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/deployer.cfg";
 
@@ -31,6 +33,8 @@ pub enum Command {
     Reload,
     /// `-a`
     List {
+        /// As a table, with all there is to say (`LIST`).
+        long: bool,
         /// Names end with NUL, and nothing else is printed.
         nul: bool,
         /// One JSON object a line.
@@ -46,6 +50,13 @@ pub enum Command {
     Cancel {
         /// The run.
         id: u64,
+    },
+    /// `PROGRAM kill SIGNAL`
+    Kill {
+        /// The program.
+        program: String,
+        /// The signal, a name or a number.
+        signal: String,
     },
     /// `CAN`
     Can(CanOptions),
@@ -72,13 +83,18 @@ pub struct DaemonOptions {
     pub mode: Option<String>,
     /// Script directory, instead of the configuration's.
     pub root: Option<PathBuf>,
+    /// Which programs are started, instead of the configuration's `do-autostart`.
+    pub autostart: Option<String>,
 }
 
 /// What `RUN` is given.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct RunOptions {
     /// The program to run, such as `app` or `team/app`
     pub program: String,
+    /// What to do with it.
+    #[arg(skip = "run")]
+    pub action: String,
     /// Values for the program's inputs
     #[arg(value_name = "NAME=VALUE")]
     pub inputs: Vec<String>,
@@ -94,6 +110,20 @@ pub struct RunOptions {
     /// Print the record of the run as one JSON object instead of its output
     #[arg(long)]
     pub json: bool,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            program: String::new(),
+            action: "run".to_owned(),
+            inputs: Vec::new(),
+            args: Vec::new(),
+            reason: None,
+            detach: false,
+            json: false,
+        }
+    }
 }
 
 /// What `LOGS` is given.
@@ -222,6 +252,9 @@ struct Arguments {
     /// With -d: permission bits of the socket, octal
     #[arg(short = 'm', long = "mode", value_name = "MODE", requires = "daemon")]
     socket_mode: Option<String>,
+    /// With -d: start the programs whose autostart is at most N, or `no` or `yes`: none or all
+    #[arg(short = 'A', long, value_name = "N", requires = "daemon")]
+    autostart: Option<String>,
     /// With -d: script directory
     #[arg(long, value_name = "DIR", requires = "daemon")]
     root: Option<PathBuf>,
@@ -249,6 +282,13 @@ enum Verb {
     /// Show what you may do
     #[command(name = "CAN", alias = "can")]
     Can(CanOptions),
+    /// Show the programs that you may use: their state, process, restarts, memory
+    #[command(name = "LIST", alias = "list")]
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Check a configuration file without touching the daemon
     #[command(name = "CHECK", alias = "check")]
     Check,
@@ -264,8 +304,8 @@ struct ProgramLine {
     program: String,
     #[arg(value_name = "ACTION")]
     action: String,
-    #[arg(value_name = "NAME=VALUE")]
-    inputs: Vec<String>,
+    #[arg(value_name = "NAME=VALUE|ARG")]
+    words: Vec<String>,
     #[arg(last = true, value_name = "ARG")]
     args: Vec<OsString>,
     #[arg(long)]
@@ -345,6 +385,7 @@ where
             group: a.group,
             mode: a.socket_mode,
             root: a.root,
+            autostart: a.autostart,
         })
     } else if a.test {
         Command::Test
@@ -354,6 +395,7 @@ where
         Command::Reload
     } else if a.all {
         Command::List {
+            long: false,
             nul: a.nul,
             json: a.json,
         }
@@ -364,6 +406,11 @@ where
             Some(Verb::History(o)) => Command::History(o),
             Some(Verb::Cancel { id }) => Command::Cancel { id },
             Some(Verb::Can(o)) => Command::Can(o),
+            Some(Verb::List { json }) => Command::List {
+                long: true,
+                nul: false,
+                json,
+            },
             Some(Verb::Check) => Command::Check,
             Some(Verb::Program(words)) => program_line(words)?,
             None => {
@@ -411,19 +458,48 @@ fn program_line(words: Vec<OsString>) -> Result<Command, Refusal> {
         )));
     }
     let line = ProgramLine::try_parse_from([OsString::from("deployer")].into_iter().chain(words))?;
-    match line.action.as_str() {
-        "run" => Ok(Command::Run(RunOptions {
-            program: line.program,
-            inputs: line.inputs,
-            args: line.args,
-            reason: line.reason,
-            detach: line.detach,
-            json: line.json,
-        })),
-        other => Err(Refusal::new(format!(
-            "the action {other:?} is not known; known: run"
-        ))),
+    let ProgramLine {
+        program,
+        action,
+        words,
+        args,
+        ..
+    } = line;
+    if ActionName::new(&action).is_err() {
+        return Err(Refusal::new(format!(
+            "{action:?} is not an action: they are written in lower case, such as start or run"
+        )));
     }
+    if action == "kill" {
+        let name = match words.as_slice() {
+            [name] if args.is_empty() => name,
+            _ => {
+                return Err(Refusal::new(format!(
+                    "which signal? `deployer {program} kill HUP`"
+                )));
+            }
+        };
+        return Ok(Command::Kill {
+            program,
+            signal: name.clone(),
+        });
+    }
+    // Words that are no NAME=VALUE are arguments, as in procmgr.
+    let is_input = |word: &String| {
+        word.split_once('=')
+            .is_some_and(|(name, _)| !name.is_empty())
+    };
+    let inputs = words.iter().take_while(|w| is_input(w)).count();
+    let (inputs, words) = words.split_at(inputs);
+    Ok(Command::Run(RunOptions {
+        program,
+        action,
+        inputs: inputs.to_vec(),
+        args: words.iter().map(OsString::from).chain(args).collect(),
+        reason: line.reason,
+        detach: line.detach,
+        json: line.json,
+    }))
 }
 
 /// Splits `NAME=VALUE` words.
@@ -556,6 +632,7 @@ mod tests {
         assert_eq!(
             parse_line("deployer -a -0").unwrap().1,
             Command::List {
+                long: false,
                 nul: true,
                 json: false
             }
@@ -570,7 +647,8 @@ mod tests {
         for (line, part) in [
             ("deployer", "deployer RUN PROGRAM"),
             ("deployer app", "deployer RUN app"),
-            ("deployer app fly", "not known"),
+            ("deployer app FLY", "lower case"),
+            ("deployer app kill", "which signal"),
             ("deployer -f", "--daemon"),
             ("deployer -d -t", "cannot be used with"),
             ("deployer -d app run", "stand alone"),

@@ -121,6 +121,12 @@ impl ActionName {
         Self("run".into())
     }
 
+    /// The action `start`.
+    #[must_use]
+    pub fn start() -> Self {
+        Self("start".into())
+    }
+
     /// The action `cancel`.
     #[must_use]
     pub fn cancel() -> Self {
@@ -167,6 +173,26 @@ macro_rules! text_id {
 }
 text_id!(ProgramName);
 text_id!(ActionName);
+
+/// The place where the runs of one action of a program wait their turn.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneName {
+    /// The program.
+    pub program: ProgramName,
+    /// The action.
+    pub action: ActionName,
+}
+
+impl LaneName {
+    /// The lane of an action.
+    #[must_use]
+    pub fn new(program: &ProgramName, action: &ActionName) -> Self {
+        Self {
+            program: program.clone(),
+            action: action.clone(),
+        }
+    }
+}
 
 /// The number of an accepted request and of the run it may become. Never used twice in one
 /// state directory; begins at 1.

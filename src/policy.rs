@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::config::keys::{self, ActionSpec};
+use crate::config::keys;
 use crate::config::lists::Lists;
 use crate::config::model::{Config, Program};
 use crate::ids::{ActionName, Gid, ProgramName, Uid};
@@ -145,9 +145,11 @@ pub fn authorize(
     program: &ProgramName,
     action: &ActionName,
 ) -> Result<Grant, Denied> {
-    let spec = keys::action(action.as_str()).ok_or(Denied)?;
-    let settings = settings(config, program);
-    let rule = decide(settings, owner, peer, spec).ok_or(Denied)?;
+    let settings = settings(config, program, action.as_str());
+    if !has_action(settings, action) {
+        return Err(Denied);
+    }
+    let rule = decide(settings, owner, peer, action.as_str()).ok_or(Denied)?;
     Ok(Grant {
         name: program.clone(),
         program: Arc::clone(settings),
@@ -159,10 +161,39 @@ pub fn authorize(
 /// Whether the peer may know of the program: it may do at least one thing with it.
 #[must_use]
 pub fn may_see(config: &Config, owner: Uid, peer: &Peer, program: &ProgramName) -> bool {
-    let settings = settings(config, program);
-    keys::ACTIONS
-        .iter()
-        .any(|spec| decide(settings, owner, peer, spec).is_some())
+    let may = |settings: &Program, action: &str| decide(settings, owner, peer, action).is_some();
+    let section = config.programs.get(program);
+    let own = section.unwrap_or(&config.script);
+    actions(own).iter().any(|action| may(own, action.as_str()))
+        || (section.is_none()
+            && config
+                .lingering
+                .get(program)
+                .is_some_and(|removed| LINGERING.iter().any(|action| may(removed, action))))
+}
+
+/// The actions that make sense for a program: its own, and those of the daemon that it is made
+/// for. Others of the daemon's can be asked for as well, and answer why not.
+#[must_use]
+pub fn actions(program: &Program) -> Vec<ActionName> {
+    let supervised = program.is_supervised();
+    let of_daemon = keys::ACTIONS.iter().filter(|spec| match spec.name {
+        "run" | "cancel" => !supervised || program.commands.contains_key(&ActionName::run()),
+        _ => supervised,
+    });
+    let of_daemon = of_daemon.filter_map(|spec| ActionName::new(spec.name).ok());
+    let mut actions: Vec<ActionName> = of_daemon.collect();
+    for action in program.commands.keys() {
+        if !actions.contains(action) {
+            actions.push(action.clone());
+        }
+    }
+    actions
+}
+
+/// Whether the daemon or the program has such an action.
+fn has_action(program: &Program, action: &ActionName) -> bool {
+    keys::action(action.as_str()).is_some() || program.commands.contains_key(action)
 }
 
 /// Whether the peer may do everything: root, and the user the daemon runs as.
@@ -197,18 +228,18 @@ pub fn explain(
         text,
         line,
     };
-    let Some(spec) = keys::action(action.as_str()) else {
+    let settings = settings(config, program, action.as_str());
+    if !has_action(settings, action) {
         return denied(format!("there is no action {action}"), None);
-    };
-    let settings = settings(config, program);
-    if let Some(rule) = decide(settings, owner, peer, spec) {
+    }
+    if let Some(rule) = decide(settings, owner, peer, action.as_str()) {
         return Explanation {
             allowed: true,
             text: rule.to_string(),
             line: rule.line(),
         };
     }
-    let lists = Lists::of(settings, spec);
+    let lists = Lists::of(settings, action.as_str());
     let who = match peer.uid {
         Some(uid) => format!("uid {uid}"),
         None => format!("uid {} (nobody in particular)", peer.raw_uid),
@@ -237,9 +268,19 @@ pub fn explain(
     denied(text, (line > 0).then_some(line))
 }
 
-/// The section of a program, or what holds for scripts without one.
-fn settings<'a>(config: &'a Config, program: &ProgramName) -> &'a Arc<Program> {
-    config.programs.get(program).unwrap_or(&config.script)
+/// What may still be done with a program that was removed from the configuration.
+const LINGERING: [&str; 4] = ["stop", "status", "kill", "cancel"];
+
+/// The section of a program, what it was for one that was removed, or what holds for scripts
+/// without one.
+fn settings<'a>(config: &'a Config, program: &ProgramName, action: &str) -> &'a Arc<Program> {
+    let removed = || config.lingering.get(program);
+    match config.programs.get(program) {
+        Some(section) => section,
+        None => removed()
+            .filter(|_| LINGERING.contains(&action))
+            .unwrap_or(&config.script),
+    }
 }
 
 fn admin(owner: Uid, peer: &Peer) -> Option<Rule> {
@@ -250,7 +291,7 @@ fn admin(owner: Uid, peer: &Peer) -> Option<Rule> {
     }
 }
 
-fn decide(program: &Program, owner: Uid, peer: &Peer, action: &ActionSpec) -> Option<Rule> {
+fn decide(program: &Program, owner: Uid, peer: &Peer, action: &str) -> Option<Rule> {
     if let Some(rule) = admin(owner, peer) {
         return Some(rule);
     }

@@ -1,4 +1,4 @@
-//! `-t`, `-s`, `-r`, `-a` and `CANCEL`: one question, a short answer.
+//! `-t`, `-s`, `-r`, `CANCEL` and `PROGRAM kill`: one question, a short answer.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::{Connection, Exit, Fault, Problem, printable, say, socket_path};
 use crate::cli::Target;
+use crate::config;
 use crate::protocol::message::{Reply, Request};
 
 /// How long `-t` waits for an answer.
@@ -82,7 +83,7 @@ pub fn stop(target: &Target) -> Result<Exit, Problem> {
 pub fn reload(target: &Target) -> Result<Exit, Problem> {
     let mut connection = Connection::ask(&socket_path(target)?, &Request::Reload)?;
     match connection.receive()? {
-        Some(Reply::Done { message }) => {
+        Some(Reply::Done { message, .. }) => {
             if let Some(message) = message {
                 io::stderr().write_all(message.as_bytes())?;
             }
@@ -105,53 +106,33 @@ pub fn reload(target: &Target) -> Result<Exit, Problem> {
     }
 }
 
-/// `-a`: the programs that the caller may use.
-pub fn list(target: &Target, nul: bool, json: bool) -> Result<Exit, Problem> {
-    let mut connection = Connection::ask(&socket_path(target)?, &Request::List)?;
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    loop {
-        match connection.expect()? {
-            reply @ Reply::Program { .. } if json => {
-                let mut value =
-                    serde_json::to_value(&reply).map_err(|e| Problem::new(e.to_string()))?;
-                if let Some(object) = value.as_object_mut() {
-                    object.remove("type");
-                }
-                writeln!(out, "{value}")?;
-            }
-            Reply::Program { name, .. } if nul => write!(out, "{name}\0")?,
-            Reply::Program {
-                name,
-                state,
-                run,
-                waiting,
-            } => {
-                write!(out, "{name}\t{state}")?;
-                if let Some(run) = run {
-                    write!(out, "\trun {run}")?;
-                }
-                if waiting > 0 {
-                    write!(out, "\t{waiting} waiting")?;
-                }
-                writeln!(out)?;
-            }
-            Reply::Done { .. } => break,
-            other => return Err(Problem::unexpected(&other)),
-        }
-    }
-    out.flush()?;
-    Ok(Exit::Status(0))
-}
-
 /// `CANCEL ID`.
 pub fn cancel(target: &Target, id: u64) -> Result<Exit, Problem> {
     let mut connection = Connection::ask(&socket_path(target)?, &Request::Cancel { id })?;
     match connection.expect()? {
-        Reply::Done { message } => {
+        Reply::Done { message, .. } => {
             if let Some(message) = message {
                 writeln!(io::stdout(), "{}", printable(&message))?;
             }
             Ok(Exit::Status(0))
+        }
+        other => Err(Problem::unexpected(&other)),
+    }
+}
+
+/// `PROGRAM kill SIGNAL`.
+pub fn kill(target: &Target, program: String, signal: &str) -> Result<Exit, Problem> {
+    let signal = config::signal_number(signal).map_err(Problem::new)?;
+    let request = Request::Kill { program, signal };
+    let mut connection = Connection::ask(&socket_path(target)?, &request)?;
+    match connection.expect()? {
+        Reply::Done {
+            message, status, ..
+        } => {
+            if let Some(message) = message {
+                say(&message);
+            }
+            Ok(Exit::Status(status))
         }
         other => Err(Problem::unexpected(&other)),
     }

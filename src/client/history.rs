@@ -56,7 +56,7 @@ fn line(row: &Row) -> String {
         row.id,
         took(row).unwrap_or_default(),
         outcome(row),
-        printable(&row.program),
+        what(row),
         printable(&row.by.user),
     );
     for (name, value) in &row.inputs {
@@ -69,6 +69,15 @@ fn line(row: &Row) -> String {
         text.push_str(&format!("  ({})", printable(detail)));
     }
     text
+}
+
+/// The program, and the action where it is not the usual one.
+fn what(row: &Row) -> String {
+    let program = printable(&row.program);
+    match row.action.as_str() {
+        "run" | "" => program,
+        action => format!("{program} {action}"),
+    }
 }
 
 fn outcome(row: &Row) -> String {
@@ -89,13 +98,18 @@ fn took(row: &Row) -> Option<String> {
     let start: jiff::Timestamp = row.started_at.as_deref()?.parse().ok()?;
     let end: jiff::Timestamp = row.ended_at.as_deref()?.parse().ok()?;
     let seconds = end.duration_since(start).as_secs_f64();
-    Some(if seconds < 60.0 {
+    Some(span(seconds))
+}
+
+/// A time span for people.
+pub fn span(seconds: f64) -> String {
+    if seconds < 60.0 {
         format!("{seconds:.1}s")
     } else if seconds < 3600.0 {
         format!("{}m{:02}s", seconds as u64 / 60, seconds as u64 % 60)
     } else {
         format!("{}h{:02}m", seconds as u64 / 3600, seconds as u64 / 60 % 60)
-    })
+    }
 }
 
 #[cfg(test)]

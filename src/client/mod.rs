@@ -8,6 +8,7 @@ mod check;
 mod connection;
 mod control;
 mod history;
+mod list;
 mod logs;
 mod run;
 mod view;
@@ -41,12 +42,13 @@ pub fn main(target: &Target, command: Command) -> Exit {
         Command::Logs(options) => logs::logs(target, &options),
         Command::History(options) => history::history(target, options),
         Command::Cancel { id } => control::cancel(target, id),
+        Command::Kill { program, signal } => control::kill(target, program, &signal),
         Command::Can(options) => can::can(target, options),
         Command::Check => check::check(target),
         Command::Test => control::test(target),
         Command::Stop => control::stop(target),
         Command::Reload => control::reload(target),
-        Command::List { nul, json } => control::list(target, nul, json),
+        Command::List { long, nul, json } => list::list(target, long, nul, json),
         Command::Daemon(_) => Err(Problem::new("the daemon is no client")),
     };
     result.unwrap_or_else(|problem| {

@@ -41,6 +41,7 @@ pub fn run(target: &Target, options: RunOptions) -> Result<Exit, Problem> {
         },
         detach: options.detach,
         program: options.program,
+        action: options.action,
     };
     let mut follower = Follower {
         path: socket_path(target)?,
@@ -181,6 +182,22 @@ impl Follower {
                 Reply::Ended { run, request } => {
                     self.show(&mut view)?;
                     return Ok(self.ended(&run, request)?);
+                }
+                Reply::Done {
+                    message,
+                    output,
+                    status,
+                } => {
+                    // An action that has no run: it is over, and this came of it.
+                    if let Some(output) = output {
+                        io::stdout()
+                            .write_all(output.as_bytes())
+                            .map_err(Problem::from)?;
+                    }
+                    if let Some(message) = message {
+                        say(&message);
+                    }
+                    return Ok(Exit::Status(status));
                 }
                 Reply::Error { code, message } => {
                     return Err(Broken::Problem(Problem::from_reply(code, &message)));

@@ -155,6 +155,7 @@ impl Checker<'_> {
             global,
             programs,
             script: Arc::new(script),
+            lingering: BTreeMap::new(),
         }
     }
 
@@ -275,12 +276,46 @@ impl Checker<'_> {
     fn program(&mut self, section: &Section, line: usize, template: &Draft) -> Draft {
         let mut draft = template.clone();
         draft.program.line = line;
-        for (key, entry) in self.keys(section, Scope::Program) {
+        let keys = self.keys(section, Scope::Program);
+        let actions: Vec<(ActionName, bool, &Entry)> = keys
+            .iter()
+            .filter_map(|(key, entry)| match key {
+                Key::Command(action) => Some((action.clone(), true, *entry)),
+                Key::UidAction(action)
+                | Key::GidAction(action)
+                | Key::UserAction(action)
+                | Key::GroupAction(action)
+                | Key::TimeoutAction(action) => Some((action.clone(), false, *entry)),
+                _ => None,
+            })
+            .collect();
+        for (key, entry) in keys {
             if self.has_value(&key, entry) {
                 self.reader().program_key(key, entry, &mut draft);
             }
         }
+        for (action, defines, entry) in actions {
+            self.action(&action, defines, entry, &draft.program);
+        }
         draft
+    }
+
+    /// Whether an action that a key names is there: the daemon's, or one of the program's own.
+    fn action(&mut self, action: &ActionName, defines: bool, entry: &Entry, program: &Program) {
+        if keys::action(action.as_str()).is_some() {
+            return;
+        }
+        let head = entry.key.strip_suffix(action.as_str()).unwrap_or_default();
+        let near = keys::misspelt_action(action.as_str());
+        let meant = near.map(|near| format!("did you mean `{head}{near}`?"));
+        if !defines && !program.commands.contains_key(action) {
+            let message = format!("unknown key {}", quote(&entry.key));
+            let help = meant.unwrap_or_else(|| format!("there is no `cmd-{action}` here"));
+            self.error(Code::UnknownKey, place_of_key(entry), message, Some(help));
+        } else if let (true, Some(meant)) = (defines, meant) {
+            let message = format!("{} makes an action of its own", quote(&entry.key));
+            self.warning(Code::NewAction, place_of_key(entry), message, &meant);
+        }
     }
 
     fn warn_of_root(&mut self, header: &Header, program: &Program) {
@@ -323,12 +358,14 @@ impl Checker<'_> {
     /// Whether somebody else can have something run as root without the file saying so.
     fn any_action_is_root_for_others(&self, program: &Program) -> bool {
         self.is_root
-            && keys::ACTIONS.iter().filter(|a| a.has_process).any(|spec| {
-                // A line that names a user counts even if its value is an error of its own.
-                let unnamed = ActionName::new(spec.name)
-                    .is_ok_and(|action| program.run_as(&action).line == 0);
-                unnamed && Lists::of(program, spec).anybody_but_root()
-            })
+            && [ActionName::run()]
+                .iter()
+                .chain(program.commands.keys())
+                .any(|action| {
+                    // A line that names a user counts even if its value is an error of its own.
+                    let unnamed = program.run_as(action).line == 0;
+                    unnamed && Lists::of(program, action.as_str()).anybody_but_root()
+                })
     }
 }
 

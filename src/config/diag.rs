@@ -64,6 +64,8 @@ codes! {
     UnknownKey = "unknown-key",
     /// A key that is planned, and not part of this version.
     UnsupportedKey = "unsupported-key",
+    /// A `cmd-NAME` that looks like a misspelling of an action that there is.
+    NewAction = "new-action",
     /// A key on the wrong side of the first section.
     MisplacedKey = "misplaced-key",
     /// Nothing after the `=`.

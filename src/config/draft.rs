@@ -9,8 +9,8 @@ use super::ini::Entry;
 use super::inputs;
 use super::keys::Key;
 use super::model::{
-    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, Program, RecordFailure, Retention,
-    RunAs, RunUser,
+    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, Pause, Program, RecordFailure,
+    Restart, RestartWhen, Retention, RunAs, RunUser,
 };
 use super::people::{Names, groups, run_group, run_user, users};
 use super::values::{self, Bad, Bounds};
@@ -28,6 +28,7 @@ pub(super) fn default_global() -> Global {
         record_failure: RecordFailure::Refuse,
         shutdown_timeout: Duration::from_secs(30),
         cgroup: Cgroup::Auto,
+        do_autostart: u32::MAX,
     }
 }
 
@@ -36,7 +37,7 @@ pub(super) fn default_program() -> Program {
     let days = |n: u64| Some(Duration::from_secs(n * 86_400));
     Program {
         line: 0,
-        command: None,
+        commands: BTreeMap::new(),
         allow: Allow::default(),
         allow_action: BTreeMap::new(),
         run_as: RunAs {
@@ -61,6 +62,12 @@ pub(super) fn default_program() -> Program {
         no_new_privs: true,
         coalesce: true,
         leftovers: Leftovers::Keep,
+        autostart: None,
+        restart: Restart {
+            when: RestartWhen::Never,
+            pause: Pause::Doubling(Duration::from_millis(500), Duration::from_secs(60)),
+            most: Some((10, Duration::from_secs(300))),
+        },
         log_max_size: 1 << 30,
         log_keep: Retention {
             count: Some(100),
@@ -80,6 +87,10 @@ pub(super) fn default_program() -> Program {
 pub(super) struct Draft {
     pub program: Program,
     args: Option<Args>,
+    restart: Option<RestartWhen>,
+    delay: Option<Option<Duration>>,
+    backoff: Option<(Duration, Duration)>,
+    most: Option<Option<(u32, Duration)>>,
     users: BTreeMap<ActionName, (Option<RunUser>, usize)>,
     groups: BTreeMap<ActionName, Gid>,
 }
@@ -89,6 +100,10 @@ impl Draft {
         Self {
             program: default_program(),
             args: None,
+            restart: None,
+            delay: None,
+            backoff: None,
+            most: None,
             users: BTreeMap::new(),
             groups: BTreeMap::new(),
         }
@@ -97,12 +112,31 @@ impl Draft {
     pub fn finish(mut self) -> Program {
         let program = &mut self.program;
         // A script of the root directory was written without a thought of arguments.
-        let usual = if program.command.is_some() {
+        let usual = if !program.commands.is_empty() {
             Args::Any
         } else {
             Args::None
         };
         program.args = self.args.unwrap_or(usual);
+        let restart = &mut program.restart;
+        // As in procmgr a delay alone means: always, after that time, however often.
+        let delay = self.delay.flatten();
+        let usual = match (delay, self.backoff) {
+            (None, None) => RestartWhen::Never,
+            _ => RestartWhen::Always,
+        };
+        restart.when = self.restart.unwrap_or(usual);
+        match (delay, self.backoff) {
+            (_, Some((first, longest))) => restart.pause = Pause::Doubling(first, longest),
+            (Some(delay), None) => {
+                restart.pause = Pause::Fixed(delay);
+                restart.most = None;
+            }
+            (None, None) => {}
+        }
+        if let Some(most) = self.most {
+            restart.most = most;
+        }
         for action in self.users.keys().chain(self.groups.keys()) {
             let mut run_as = program.run_as.clone();
             if let Some((user, line)) = self.users.get(action) {
@@ -150,6 +184,13 @@ impl Reader<'_> {
                 let cgroup = auto.map(|auto| if auto { Cgroup::Auto } else { Cgroup::Off });
                 self.set(entry, cgroup, &mut global.cgroup);
             }
+            Key::DoAutostart => {
+                let groups = super::autostart_groups(v);
+                let groups = groups.map_err(|message| {
+                    Bad::new(message, "write `yes`, `no` or a number of at least 1")
+                });
+                self.set(entry, groups, &mut global.do_autostart);
+            }
             _ => return false,
         }
         true
@@ -174,8 +215,9 @@ impl Reader<'_> {
             Key::GidAction(action) => {
                 p.allow_action.entry(action).or_default().gids = Some(self.gids(entry));
             }
-            // The table lets no other action have one yet.
-            Key::Command(_) => p.command = Some(v.to_owned()),
+            Key::Command(action) => {
+                p.commands.insert(action, v.to_owned());
+            }
             Key::User => {
                 p.run_as.user = self.value(entry, run_user(v, self.names));
                 p.run_as.line = entry.line;
@@ -229,6 +271,18 @@ impl Reader<'_> {
                 ];
                 self.set(entry, values::word(v, &words), &mut p.leftovers);
             }
+            Key::Autostart => self.set(entry, values::group_number(v), &mut p.autostart),
+            Key::Restart => {
+                let words = [
+                    ("always", RestartWhen::Always),
+                    ("on-failure", RestartWhen::OnFailure),
+                    ("never", RestartWhen::Never),
+                ];
+                draft.restart = self.value(entry, values::word(v, &words));
+            }
+            Key::RestartDelay => draft.delay = self.value(entry, values::restart_delay(v)),
+            Key::RestartBackoff => draft.backoff = self.value(entry, values::durations(v)),
+            Key::RestartMax => draft.most = self.value(entry, values::rate(v)),
             Key::LogMaxSize => self.set(entry, values::size(v), &mut p.log_max_size),
             Key::LogKeep => self.set(entry, values::retention(v, Bounds::Logs), &mut p.log_keep),
             Key::HistoryKeep => {
@@ -247,7 +301,8 @@ impl Reader<'_> {
             | Key::LogDir
             | Key::RecordFailure
             | Key::ShutdownTimeout
-            | Key::Cgroup => {}
+            | Key::Cgroup
+            | Key::DoAutostart => {}
         }
     }
 

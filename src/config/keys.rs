@@ -1,7 +1,8 @@
 //! Which keys there are, which actions, and where each may stand: two tables.
 //!
-//! To add an action, add a row to [`ACTIONS`]; to add a key, a variant to [`Key`], a row to
-//! `KEYS`, and what it means to `draft`.
+//! Beside the actions of the table every `cmd-NAME` of a section is one of its program's own. To
+//! add an action that means something to the daemon, add a row to [`ACTIONS`]; to add a key, a
+//! variant to [`Key`], a row to `KEYS`, and what it means to `draft`.
 
 use super::diag::{Code, quote};
 use super::model::Resource;
@@ -18,7 +19,7 @@ pub struct ActionSpec {
     pub like: Option<&'static str>,
 }
 
-/// Every action there is.
+/// Every action that means something to the daemon.
 pub const ACTIONS: &[ActionSpec] = &[
     ActionSpec {
         name: "run",
@@ -30,7 +31,26 @@ pub const ACTIONS: &[ActionSpec] = &[
         has_process: false,
         like: Some("run"),
     },
+    own("start"),
+    own("restart"),
+    own("reload"),
+    own("signal"),
+    own("stop"),
+    own("status"),
+    ActionSpec {
+        name: "kill",
+        has_process: false,
+        like: Some("signal"),
+    },
 ];
+
+const fn own(name: &'static str) -> ActionSpec {
+    ActionSpec {
+        name,
+        has_process: true,
+        like: None,
+    }
+}
 
 /// The row of an action.
 #[must_use]
@@ -51,6 +71,7 @@ pub enum Key {
     RecordFailure,
     ShutdownTimeout,
     Cgroup,
+    DoAutostart,
     AllowUid,
     AllowGid,
     UidAction(ActionName),
@@ -76,6 +97,11 @@ pub enum Key {
     NoNewPrivs,
     Coalesce,
     Leftovers,
+    Autostart,
+    Restart,
+    RestartDelay,
+    RestartBackoff,
+    RestartMax,
     LogMaxSize,
     LogKeep,
     HistoryKeep,
@@ -135,6 +161,7 @@ const KEYS: &[KeySpec] = {
         row("record-failure", Global, Nothing(Key::RecordFailure)),
         row("shutdown-timeout", Global, Nothing(Key::ShutdownTimeout)),
         row("cgroup", Global, Nothing(Key::Cgroup)),
+        row("do-autostart", Global, Nothing(Key::DoAutostart)),
         row("allow-uid", Both, Nothing(Key::AllowUid)),
         row("allow-gid", Both, Nothing(Key::AllowGid)),
         row("uid-", Program, Action(Key::UidAction)),
@@ -164,6 +191,11 @@ const KEYS: &[KeySpec] = {
         row("no-new-privs", Both, Nothing(Key::NoNewPrivs)),
         row("coalesce", Both, Nothing(Key::Coalesce)),
         row("leftovers", Both, Nothing(Key::Leftovers)),
+        row("autostart", Both, Nothing(Key::Autostart)),
+        row("restart", Both, Nothing(Key::Restart)),
+        row("restart-delay", Both, Nothing(Key::RestartDelay)),
+        row("restart-backoff", Both, Nothing(Key::RestartBackoff)),
+        row("restart-max", Both, Nothing(Key::RestartMax)),
         row("log-max-size", Both, Nothing(Key::LogMaxSize)),
         row("log-keep", Both, Nothing(Key::LogKeep)),
         row("history-keep", Both, Nothing(Key::HistoryKeep)),
@@ -172,14 +204,8 @@ const KEYS: &[KeySpec] = {
 
 /// Actions and keys that are not part of this version: whoever brings them from another file
 /// is told so instead of being offered a similar word.
-const LATER_ACTIONS: &[&str] = &[
-    "start", "restart", "reload", "signal", "stop", "status", "update",
-];
+const LATER_ACTIONS: &[&str] = &["update"];
 const LATER_KEYS: &[&str] = &[
-    "restart-delay",
-    "restart-max",
-    "autostart",
-    "do-autostart",
     "after",
     "ready",
     "tty",
@@ -268,13 +294,19 @@ impl KeySpec {
     }
 }
 
-/// The action of that name, if it exists and, where `process` is asked for, has a process.
+/// The action of that name, if it is one that can be and, where `process` is asked for, has a
+/// process. Whether a program has it is known when all of its section is.
 fn action_name(name: &str, process: bool) -> Option<ActionName> {
-    let spec = action(name)?;
-    if process && !spec.has_process {
+    if LATER_ACTIONS.contains(&name) || action(name).is_some_and(|a| process && !a.has_process) {
         return None;
     }
-    ActionName::new(spec.name).ok()
+    ActionName::new(name).ok()
+}
+
+/// The action of the table that a name is a misspelling of, if it looks like one.
+pub(super) fn misspelt_action(name: &str) -> Option<&'static str> {
+    let near = ACTIONS.iter().map(|a| (distance(name, a.name), a.name));
+    near.filter(|(d, _)| *d == 1).map(|(_, name)| name).next()
 }
 
 fn misplaced(text: &str, scope: Scope) -> KeyError {
@@ -482,8 +514,6 @@ mod tests {
         for (text, near) in [
             ("alow-uid", "allow-uid"),
             ("allow_uid", "allow-uid"),
-            ("uid-rnu", "uid-run"),
-            ("uid-cancle", "uid-cancel"),
             ("comand-run", "cmd-run"),
             ("limit-nofiles", "limit-nofile"),
             ("inptu-branch", "input-branch"),
@@ -507,20 +537,16 @@ mod tests {
 
     #[test]
     fn keys_of_parts_to_come_are_called_unsupported() {
-        for text in [
-            "cmd-start",
-            "uid-stop",
-            "suid-reload",
-            "restart-delay",
-            "schedule-run",
-        ] {
+        for text in ["cmd-update", "uid-update", "tty", "schedule-run"] {
             assert_eq!(
                 error(text, Scope::Program).code,
                 Code::UnsupportedKey,
                 "{text}"
             );
         }
-        assert_eq!(error("cmd-cancel", Scope::Program).code, Code::UnknownKey);
+        for text in ["cmd-cancel", "cmd-kill", "user-kill"] {
+            assert_eq!(error(text, Scope::Program).code, Code::UnknownKey, "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which lists of people hold for an action of a program.
 
-use super::keys::{self, ActionSpec};
+use super::keys;
 use super::model::{Allowed, Program};
 use crate::ids::{Gid, Uid};
 
@@ -17,7 +17,7 @@ pub(crate) struct List<'a, T> {
     kind: &'static str,
     /// The list itself.
     pub list: &'a Allowed<T>,
-    action: Option<&'static str>,
+    action: Option<&'a str>,
 }
 
 impl<T> List<'_, T> {
@@ -38,21 +38,21 @@ impl<T> List<'_, T> {
 
 impl<'a> Lists<'a> {
     /// Each list from the action itself, the action it is like, or the program.
-    pub fn of(program: &'a Program, action: &ActionSpec) -> Self {
+    pub fn of(program: &'a Program, action: &'a str) -> Self {
         let mut users = None;
         let mut groups = None;
         let mut next = Some(action);
         // No row of the table is like itself, so this ends.
-        while let Some(spec) = next {
+        while let Some(name) = next {
             let own = program
                 .allow_action
                 .iter()
-                .find(|(name, _)| name.as_str() == spec.name);
+                .find(|(action, _)| action.as_str() == name);
             if let Some((_, own)) = own {
-                users = users.or(own.uids.as_ref().map(|list| (list, spec.name)));
-                groups = groups.or(own.gids.as_ref().map(|list| (list, spec.name)));
+                users = users.or(own.uids.as_ref().map(|list| (list, name)));
+                groups = groups.or(own.gids.as_ref().map(|list| (list, name)));
             }
-            next = spec.like.and_then(keys::action);
+            next = keys::action(name).and_then(|spec| spec.like);
         }
         let (users, user_action) = users.map_or((&program.allow.uids, None), |(l, a)| (l, Some(a)));
         let (groups, group_action) =

@@ -33,6 +33,29 @@ use std::path::PathBuf;
 /// Where the daemon listens when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/var/run/deployer";
 
+/// The number of a signal that somebody names.
+///
+/// # Errors
+/// It is none, and what one looks like.
+pub fn signal_number(word: &str) -> Result<i32, String> {
+    values::signal(word).map_err(|bad| match bad.help {
+        Some(help) => format!("{}: {help}", bad.message),
+        None => bad.message,
+    })
+}
+
+/// Up to which group programs are started with the daemon: `no`, `yes` or a number.
+///
+/// # Errors
+/// It is none of them.
+pub fn autostart_groups(word: &str) -> Result<u32, String> {
+    match values::group_number(word) {
+        Ok(Some(_)) if word == "yes" => Ok(u32::MAX),
+        Ok(group) => Ok(group.unwrap_or(0)),
+        Err(bad) => Err(bad.message),
+    }
+}
+
 /// The `socket-path` of a configuration, for a client that wants nothing else of it: looks at
 /// the globals alone, however many programs there are.
 #[must_use]

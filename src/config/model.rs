@@ -17,6 +17,9 @@ pub struct Config {
     pub programs: BTreeMap<ProgramName, Arc<Program>>,
     /// What a script of the root directory without a section gets: the global values.
     pub script: Arc<Program>,
+    /// Supervised programs that an earlier configuration had: as long as one runs, whoever could
+    /// stop it still can.
+    pub lingering: BTreeMap<ProgramName, Arc<Program>>,
 }
 
 /// Settings of the daemon, from the lines before the first section.
@@ -40,6 +43,8 @@ pub struct Global {
     pub shutdown_timeout: Duration,
     /// Whether runs get control groups of their own.
     pub cgroup: Cgroup,
+    /// Programs whose `autostart` is at most this are started with the daemon; 0 none.
+    pub do_autostart: u32,
 }
 
 /// What happens to a new request while it cannot be recorded (`record-failure`).
@@ -65,8 +70,9 @@ pub enum Cgroup {
 pub struct Program {
     /// Line of its section header; 0 for the template of scripts without a section.
     pub line: usize,
-    /// `cmd-run`; none means the root directory's script of the same name.
-    pub command: Option<String>,
+    /// `cmd-ACTION`. Without one for `run`, the root directory's script of the same name is run;
+    /// with one for `start` the program is supervised.
+    pub commands: BTreeMap<ActionName, String>,
     /// Who may, when no list for the action says otherwise.
     pub allow: Allow,
     /// `uid-ACTION` and `gid-ACTION`: each list that is given replaces the one in `allow`.
@@ -107,6 +113,10 @@ pub struct Program {
     pub coalesce: bool,
     /// What happens to processes that outlive their run.
     pub leftovers: Leftovers,
+    /// The group of programs to be started with the daemon that it is in; none: it is in none.
+    pub autostart: Option<u32>,
+    /// When it is started again by itself, and how.
+    pub restart: Restart,
     /// The largest log of one run, in bytes.
     pub log_max_size: u64,
     /// Which logs are kept.
@@ -116,6 +126,18 @@ pub struct Program {
 }
 
 impl Program {
+    /// The command of an action, if the configuration has one.
+    #[must_use]
+    pub fn command(&self, action: &ActionName) -> Option<&str> {
+        self.commands.get(action).map(String::as_str)
+    }
+
+    /// Whether it is a long-running program that can be started and stopped.
+    #[must_use]
+    pub fn is_supervised(&self) -> bool {
+        self.commands.contains_key(&ActionName::start())
+    }
+
     /// Who the processes of `action` run as.
     #[must_use]
     pub fn run_as(&self, action: &ActionName) -> &RunAs {
@@ -253,6 +275,37 @@ pub enum Leftovers {
     Kill,
     /// The run goes on until they are gone.
     Wait,
+}
+
+/// When a supervised program that ended is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restart {
+    /// After which ends (`restart`).
+    pub when: RestartWhen,
+    /// After how long.
+    pub pause: Pause,
+    /// So many times in so long and no more (`restart-max`); none is without bound.
+    pub most: Option<(u32, Duration)>,
+}
+
+/// After which ends a program is started again (`restart`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartWhen {
+    /// After every one.
+    Always,
+    /// After all but an exit status of 0.
+    OnFailure,
+    /// After none.
+    Never,
+}
+
+/// How long after its end a program is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// Always so long (`restart-delay`).
+    Fixed(Duration),
+    /// First the one, then twice as long each time, up to the other (`restart-backoff`).
+    Doubling(Duration, Duration),
 }
 
 /// A resource limit's name, as in `limit-NAME`: the POSIX name in lower case.

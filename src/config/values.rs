@@ -175,6 +175,68 @@ pub(super) fn optional_duration(value: &str) -> Result<Option<Duration>, Bad> {
     }
 }
 
+/// `no`, `yes` or the number of a group, from 1; `yes` is group 1.
+pub(super) fn group_number(value: &str) -> Result<Option<u32>, Bad> {
+    match value {
+        "no" | "none" => Ok(None),
+        "yes" => Ok(Some(1)),
+        _ => count(value).map(Some).map_err(|_| {
+            Bad::new(
+                format!("{} is neither yes nor no nor a group", quote(value)),
+                "write `yes`, `no` or a number of at least 1",
+            )
+        }),
+    }
+}
+
+/// Seconds, or a duration; `none`, zero and negative numbers mean none.
+pub(super) fn restart_delay(value: &str) -> Result<Option<Duration>, Bad> {
+    let negative = value.strip_prefix('-').and_then(number).is_some();
+    if value == "none" || negative {
+        return Ok(None);
+    }
+    let delay = duration(value).map_err(|mut bad| {
+        bad.help = bad.help.map(|help| help + ", or `none`");
+        bad
+    })?;
+    Ok(Some(delay).filter(|d| !d.is_zero()))
+}
+
+/// Two durations, `0.5s..60s`, the first above zero and not above the second.
+pub(super) fn durations(value: &str) -> Result<(Duration, Duration), Bad> {
+    let bad = || {
+        Bad::new(
+            format!("{} is not a range of durations", quote(value)),
+            "write the shortest and the longest one: `0.5s..60s`",
+        )
+    };
+    let (first, last) = value.split_once("..").ok_or_else(bad)?;
+    let (first, last) = (duration(first.trim())?, duration(last.trim())?);
+    if first.is_zero() || first > last {
+        return Err(bad());
+    }
+    Ok((first, last))
+}
+
+/// So many times in so long: `10 in 5m`; `none` is without bound.
+pub(super) fn rate(value: &str) -> Result<Option<(u32, Duration)>, Bad> {
+    if value == "none" {
+        return Ok(None);
+    }
+    let bad = || {
+        Bad::new(
+            format!("{} does not say how often in which time", quote(value)),
+            "write for example `10 in 5m`, or `none`",
+        )
+    };
+    let (times, time) = value.split_once(" in ").ok_or_else(bad)?;
+    let (times, time) = (count(times.trim())?, duration(time.trim())?);
+    if time.is_zero() {
+        return Err(bad());
+    }
+    Ok(Some((times, time)))
+}
+
 /// `4096`, `64M`, `1GiB`: bytes; K, M, G and T count in steps of 1024.
 pub(super) fn size(value: &str) -> Result<u64, Bad> {
     let (digits, unit) = unit(value);

@@ -17,13 +17,17 @@ use super::InForce;
 use super::clock::Moment;
 use super::effects::{Hands, LiveRun, SpawnFailure};
 use super::front::chain;
-use crate::config::model::{KillMode, Program, RecordFailure};
+use crate::config::model::{KillMode, Leftovers, Program, RecordFailure, RestartWhen};
+use crate::engine::service::{
+    Answer, Ask, Cause, Policy, ServiceEffect, ServiceEvent, Services, State, Ticket,
+};
 use crate::engine::{Effect, Ending, Engine, Event, Exit, Standing, StopReason, Terms};
-use crate::ids::{ActionName, ProgramName, RunId};
+use crate::ids::{ActionName, LaneName, ProgramName, RunId};
 use crate::keeper::Saved;
 use crate::keeper::saved::SavedRun;
 use crate::protocol::message::{Behind, ErrorCode, Reply};
 use crate::run::pump::Closed;
+use crate::run::tree::Tree;
 use crate::server::Notice;
 use crate::store::{By, Finish, NewRun, Outcome, Row, StoreError};
 
@@ -54,6 +58,12 @@ pub enum Msg {
     Finished(RunId),
     /// Somebody who may wants it ended.
     Cancel(RunId, oneshot::Sender<Standing>),
+    /// A granted request about a supervised program.
+    Ask(Ask, Box<Order>, Waiter),
+    /// Somebody who may sends the program's process a signal; whether there is one.
+    Signal(ProgramName, i32, oneshot::Sender<bool>),
+    /// Supervision begins: what was wanted of programs before this daemon came.
+    Supervise(Box<Wanted>),
     /// Somebody wants to see a run that may be live, and to be told its end.
     Watch(RunId, Waiter, oneshot::Sender<Option<Waiter>>),
     /// The state of these programs' lanes.
@@ -70,13 +80,49 @@ pub enum Msg {
     ShutDown(Duration),
 }
 
-/// The state of a program's lane, for lists.
+/// What a daemon knows of supervised programs when it begins.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// What a former daemon was told: whether a program is to be up.
+    pub known: BTreeMap<ProgramName, bool>,
+    /// The keeper has just started: programs of the groups up to `do-autostart` come up.
+    pub first: bool,
+    /// The machine was started anew since then.
+    pub rebooted: bool,
+}
+
+/// The state of a program, for lists.
 #[derive(Debug, Clone, Default)]
 pub struct LaneState {
-    /// The live run.
+    /// The live run, of a supervised program that of its process.
     pub run: Option<RunId>,
     /// How many requests wait.
     pub waiting: u64,
+    /// A supervised program's state.
+    pub service: Option<ServiceState>,
+}
+
+/// The state of a supervised program, for lists.
+#[derive(Debug, Clone)]
+pub struct ServiceState {
+    /// `stopped`, `starting`, `running`, `stopping`, `backoff` or `failed`.
+    pub word: &'static str,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Since when.
+    pub since: Option<Moment>,
+    /// How often it was started again by itself.
+    pub restarts: u64,
+    /// How its former process ended, and when.
+    pub last: Option<(Exit, Moment)>,
+    /// When it is started again.
+    pub next: Option<Duration>,
+    /// It is not configured any more.
+    pub lingering: bool,
+    /// Its settings have changed since it was started.
+    pub outdated: bool,
+    /// All its processes.
+    pub tree: Option<Arc<Tree>>,
 }
 
 /// A granted request, and what its row will say.
@@ -100,6 +146,26 @@ pub struct Order {
     pub key: Option<String>,
     /// When it came.
     pub requested_at: Moment,
+    /// The process of the supervised program, for the script.
+    pub pid: Option<i32>,
+}
+
+impl Order {
+    /// Whether its process is that of a supervised program.
+    #[must_use]
+    pub fn is_service(&self) -> bool {
+        self.spec.is_supervised() && matches!(self.action.as_str(), "start" | "restart")
+    }
+
+    /// Where it waits its turn. The processes of a supervised program share one lane, whichever
+    /// of its commands made them.
+    #[must_use]
+    pub fn lane(&self) -> LaneName {
+        if self.is_service() {
+            return LaneName::new(&self.program, &ActionName::start());
+        }
+        LaneName::new(&self.program, &self.action)
+    }
 }
 
 /// Somebody who waits for the outcome of a request.
@@ -188,15 +254,15 @@ pub struct Actor {
     next_id: u64,
     entries: HashMap<RunId, Entry>,
     /// Who waits in which lane, in the order of the requests.
-    waiting: HashMap<ProgramName, VecDeque<Waiter>>,
+    waiting: HashMap<LaneName, VecDeque<Waiter>>,
     /// The number of the last run a lane started: what was displaced after it is covered by the next.
-    last_started: HashMap<ProgramName, RunId>,
+    last_started: HashMap<LaneName, RunId>,
     /// Runs that ended under a former daemon.
     late: HashMap<RunId, Late>,
     /// The request that is being admitted, if it is on record as started.
     started_early: Option<(RunId, Moment)>,
     /// Requests that go on record as started, by the idle lane that they came for.
-    early: HashMap<ProgramName, (RunId, Moment)>,
+    early: HashMap<LaneName, (RunId, Moment)>,
     /// Requests that waited for a former daemon: who was displaced by them is only on record.
     readmitted: HashSet<RunId>,
     /// Runs that are over, whose end is not on record yet.
@@ -204,6 +270,20 @@ pub struct Actor {
     /// Ends that the store is still to be told of.
     ends: Vec<End>,
     effects: Vec<Effect>,
+    services: Services,
+    /// The process of each supervised program, and what it was told to be started with.
+    processes: HashMap<ProgramName, RunId>,
+    asked: HashMap<ProgramName, Box<Order>>,
+    asked_to_stop: HashMap<ProgramName, Box<Order>>,
+    /// How the last process of each ended.
+    last_exits: HashMap<ProgramName, (Exit, Moment)>,
+    /// Why a process could not be made.
+    trouble: HashMap<ProgramName, SpawnFailure>,
+    /// Who waits for a supervised program.
+    tickets: HashMap<Ticket, (ProgramName, Waiter)>,
+    next_ticket: Ticket,
+    /// Whether programs are to be up.
+    wanted: BTreeMap<ProgramName, bool>,
     stopping: bool,
 }
 
@@ -225,6 +305,15 @@ impl Actor {
             unrecorded: HashMap::new(),
             ends: Vec::new(),
             effects: Vec::new(),
+            services: Services::default(),
+            processes: HashMap::new(),
+            asked: HashMap::new(),
+            asked_to_stop: HashMap::new(),
+            last_exits: HashMap::new(),
+            trouble: HashMap::new(),
+            tickets: HashMap::new(),
+            next_ticket: 1,
+            wanted: BTreeMap::new(),
             stopping: false,
         }
     }
@@ -232,7 +321,9 @@ impl Actor {
     /// Works until the daemon was told to stop and everything is over and on record.
     pub async fn work(mut self, mut inbox: mpsc::UnboundedReceiver<Msg>) {
         loop {
-            let deadline = self.engine.deadline().map(tokio::time::Instant::from_std);
+            let deadlines = [self.engine.deadline(), self.services.deadline()];
+            let deadline = deadlines.into_iter().flatten().min();
+            let deadline = deadline.map(tokio::time::Instant::from_std);
             let tick = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -245,7 +336,10 @@ impl Actor {
                     Some(msg) => self.handle(msg),
                     None => return,
                 },
-                () = tick => self.feed(Event::Ticked),
+                () = tick => {
+                    self.feed(Event::Ticked);
+                    self.supervise(ServiceEvent::Ticked);
+                }
             }
             if !self.ends.is_empty() {
                 // First the answers, then the record: clients do not wait for the disk.
@@ -255,6 +349,7 @@ impl Actor {
             if self.stopping
                 && self.engine.is_idle()
                 && self.entries.is_empty()
+                && self.tickets.is_empty()
                 && self.late.is_empty()
                 && self.unrecorded.is_empty()
             {
@@ -273,8 +368,15 @@ impl Actor {
         stop_at: Option<Instant>,
     ) {
         let terms = terms_of(&order);
-        let lane = order.program.clone();
+        let lane = order.lane();
         self.last_started.insert(lane.clone(), id);
+        if order.is_service() {
+            self.processes.insert(order.program.clone(), id);
+            let policy = policy_of(&order.spec);
+            let program = order.program.clone();
+            self.asked.insert(program.clone(), Box::new(order.clone()));
+            self.supervise(ServiceEvent::Adopted { program, policy });
+        }
         let closed = run.without_output();
         self.hands.attend(id, &mut run);
         let stage = Stage::Live {
@@ -351,7 +453,7 @@ impl Actor {
     }
 
     /// Remembers which run a lane has started last. Only before [`Actor::work`].
-    pub fn note_last_started(&mut self, lane: ProgramName, id: RunId) {
+    pub fn note_last_started(&mut self, lane: LaneName, id: RunId) {
         self.last_started.insert(lane, id);
     }
 
@@ -359,7 +461,7 @@ impl Actor {
     /// in the order of their numbers, after what is alive was adopted.
     pub fn readmit(&mut self, id: RunId, order: Order) {
         let terms = terms_of(&order);
-        let lane = order.program.clone();
+        let lane = order.lane();
         self.readmitted.insert(id);
         self.entries.insert(
             id,
@@ -392,7 +494,17 @@ impl Actor {
             }
             Msg::Cancel(run, answer) => {
                 let standing = self.engine.standing(run);
-                self.feed(Event::CancelRequested { run });
+                let service = self.entries.get(&run).filter(|e| e.order.is_service());
+                match service.map(|e| (e.order.program.clone(), policy_of(&e.order.spec))) {
+                    // It would be started again.
+                    Some((program, policy)) => self.supervise(ServiceEvent::Asked {
+                        program,
+                        ask: Ask::Stop,
+                        ticket: None,
+                        policy,
+                    }),
+                    None => self.feed(Event::CancelRequested { run }),
+                }
                 let _ = answer.send(standing);
             }
             Msg::Watch(run, waiter, answer) => {
@@ -400,12 +512,19 @@ impl Actor {
                 let _ = answer.send(left);
             }
             Msg::Lanes(names, answer) => {
-                let state = |name: &ProgramName| LaneState {
-                    run: self.engine.current(name),
-                    waiting: self.engine.waiting(name) as u64,
-                };
-                let _ = answer.send(names.iter().map(state).collect());
+                let states = names.iter().map(|name| self.state_of(name));
+                let _ = answer.send(states.collect());
             }
+            Msg::Ask(ask, order, waiter) => self.ask(ask, order, waiter),
+            Msg::Signal(program, signal, answer) => {
+                let live = self.process_of(&program);
+                let pidfd = live.and_then(|(_, live)| live.pidfd.clone());
+                if let Some(pidfd) = &pidfd {
+                    crate::sys::process::signal(pidfd, signal);
+                }
+                let _ = answer.send(pidfd.is_some());
+            }
+            Msg::Supervise(wanted) => self.begin_supervision(*wanted),
             Msg::CloseStdin(run) => {
                 if let Some(Entry {
                     stage: Stage::Live { run: live, .. },
@@ -418,14 +537,15 @@ impl Actor {
             }
             Msg::KeeperGone(saved) => self.replace_keeper(*saved),
             Msg::Sweep => {
-                let lanes = self.entries.values().map(|e| &e.order.program);
-                let live = lanes.filter_map(|lane| self.engine.current(lane));
+                let lanes = self.entries.values().map(|e| e.order.lane());
+                let live = lanes.filter_map(|lane| self.engine.current(&lane));
                 let live = live.chain(self.unrecorded.keys().copied()).collect();
                 self.hands.sweep(live);
             }
-            Msg::Reloaded(in_force) => self.in_force = in_force,
+            Msg::Reloaded(in_force) => self.reloaded(in_force),
             Msg::ShutDown(patience) => {
                 self.stopping = true;
+                self.supervise(ServiceEvent::ShutdownBegan);
                 self.feed(Event::ShutdownBegan {
                     stop_at: Instant::now() + patience,
                 });
@@ -433,42 +553,55 @@ impl Actor {
         }
     }
 
-    fn receive(&mut self, order: Box<Order>, mut waiter: Waiter) {
+    fn receive(&mut self, order: Box<Order>, waiter: Waiter) {
         if self.stopping {
             return waiter.last(error(
                 ErrorCode::Stopping,
                 "the daemon is stopping; ask again when it is back",
             ));
         }
-        if !order.spec.coalesce && self.engine.waiting(&order.program) >= QUEUE_MAX {
+        if !order.spec.coalesce && self.engine.waiting(&order.lane()) >= QUEUE_MAX {
             let message = format!(
                 "busy: {QUEUE_MAX} requests wait for {} already; try again later",
                 order.program
             );
             return waiter.last(error(ErrorCode::Busy, &message));
         }
+        self.register(order, Some(waiter));
+    }
+
+    /// Gives a request its number, and has it put on record.
+    fn register(&mut self, mut order: Box<Order>, mut waiter: Option<Waiter>) -> RunId {
         self.record_ends();
         let id = RunId(self.next_id);
         self.next_id += 1;
-        waiter.request = id;
+        let mut stdin = false;
+        if let Some(waiter) = &mut waiter {
+            waiter.request = id;
+            stdin = waiter.stdin && !waiter.detach;
+        }
+        if !order.is_service() {
+            order.pid = self.process_of(&order.program).map(|(_, live)| live.pid);
+        }
         // Its lane is idle, and nobody is on the way into it: it goes on record as started.
-        let idle = self.engine.current(&order.program).is_none();
-        let started_at = (idle && !self.early.contains_key(&order.program)).then(Moment::now);
+        let lane = order.lane();
+        let idle = self.engine.current(&lane).is_none();
+        let started_at = (idle && !self.early.contains_key(&lane)).then(Moment::now);
         if let Some(at) = started_at {
-            self.early.insert(order.program.clone(), (id, at));
+            self.early.insert(lane, (id, at));
         }
         self.hands.insert(new_run(id, &order, started_at));
         if started_at.is_some() {
-            self.hands
-                .prepare(id, &order, waiter.stdin && !waiter.detach);
+            self.hands.prepare(id, &order, stdin);
         }
         self.entries.insert(
             id,
             Entry {
                 order,
-                stage: Stage::Recording(Some(waiter)),
+                stage: Stage::Recording(waiter),
             },
         );
+        id
     }
 
     fn recorded(&mut self, id: RunId, result: Result<(), StoreError>) {
@@ -478,7 +611,7 @@ impl Actor {
         let Stage::Recording(waiter) = &mut entry.stage else {
             return;
         };
-        let lane = entry.order.program.clone();
+        let lane = entry.order.lane();
         let early = self
             .early
             .get(&lane)
@@ -513,7 +646,15 @@ impl Actor {
                     waiter.last(error(ErrorCode::NotRecorded, &message));
                 }
                 self.hands.abandon(id);
-                self.entries.remove(&id);
+                if let Some(entry) = self.entries.remove(&id)
+                    && entry.order.is_service()
+                {
+                    let message = format!(
+                        "it cannot be recorded, so it was not started: {}",
+                        chain(&e)
+                    );
+                    self.not_up(&entry.order.program, SpawnFailure { message, status: 1 });
+                }
                 return;
             }
             Err(e) => {
@@ -568,7 +709,7 @@ impl Actor {
                     return;
                 };
                 // Displaced by what was displaced itself: the next one in the queue covers both.
-                let lane = ProgramName::new(&row.program).ok();
+                let lane = lane_of_row(&row);
                 let next = lane.and_then(|lane| self.engine.next_after(&lane, by));
                 match next {
                     Some(next) if self.last_started_before(&row, by) => {
@@ -585,7 +726,7 @@ impl Actor {
 
     /// Whether no run of the program has started since `request` came.
     fn last_started_before(&self, row: &Row, request: RunId) -> bool {
-        let lane = ProgramName::new(&row.program).ok();
+        let lane = lane_of_row(row);
         lane.and_then(|lane| self.last_started.get(&lane))
             .is_none_or(|last| *last < request)
     }
@@ -602,7 +743,7 @@ impl Actor {
         match &mut entry.stage {
             Stage::Recording(_) => return Some(waiter),
             Stage::Waiting => {
-                let lane = entry.order.program.clone();
+                let lane = entry.order.lane();
                 waiter.reply(Reply::Accepted {
                     id: waiter.request.0,
                     behind: self.behind(&lane),
@@ -641,7 +782,7 @@ impl Actor {
         None
     }
 
-    fn behind(&self, lane: &ProgramName) -> Option<Behind> {
+    fn behind(&self, lane: &LaneName) -> Option<Behind> {
         let id = self.engine.current(lane)?;
         let entry = self.entries.get(&id)?;
         let since = match &entry.stage {
@@ -700,7 +841,14 @@ impl Actor {
             closed: None,
             ended: false,
         };
+        let service = entry
+            .order
+            .is_service()
+            .then(|| entry.order.program.clone());
         self.feed(Event::Started { run: id });
+        if let Some(program) = service {
+            self.supervise(ServiceEvent::Started { program });
+        }
     }
 
     fn not_spawned(&mut self, id: RunId, failure: &SpawnFailure) {
@@ -712,6 +860,10 @@ impl Actor {
             entry.order.program, failure.message
         );
         self.hands.spawn_failed(id, &entry.order.program, failure);
+        if entry.order.is_service() {
+            let program = entry.order.program.clone();
+            self.trouble.insert(program, failure.clone());
+        }
         self.feed(Event::SpawnFailed { run: id });
     }
 
@@ -803,7 +955,7 @@ impl Actor {
         let Some(entry) = self.entries.get(&id) else {
             return;
         };
-        let lane = entry.order.program.clone();
+        let lane = entry.order.lane();
         let behind = self.behind(&lane);
         let Some(waiter) = self
             .waiting
@@ -819,10 +971,10 @@ impl Actor {
 
     fn supersede(&mut self, id: RunId, by: RunId) {
         self.hands.superseded(id, by, Moment::now());
-        let Some(lane) = self.entries.get(&id).map(|e| &e.order.program) else {
+        let Some(lane) = self.entries.get(&id).map(|e| e.order.lane()) else {
             return;
         };
-        let Some(queue) = self.waiting.get_mut(lane) else {
+        let Some(queue) = self.waiting.get_mut(&lane) else {
             return;
         };
         // Those of older requests were told before.
@@ -848,7 +1000,7 @@ impl Actor {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        let lane = entry.order.program.clone();
+        let lane = entry.order.lane();
         let mut waiters = Vec::new();
         if let Some(queue) = self.waiting.get_mut(&lane) {
             let end = queue.partition_point(|w| w.request <= id);
@@ -874,15 +1026,25 @@ impl Actor {
             }
         };
         // What is in force now counts, not what was when the request came.
-        match self.in_force.program(&lane, entry.order.spec.line > 0) {
+        let action = &entry.order.action;
+        let offered = |spec: &Arc<Program>| {
+            // A command that was removed does not turn into a script of the same name.
+            entry.order.spec.command(action).is_none() || spec.command(action).is_some()
+        };
+        let program = self
+            .in_force
+            .program(&lane.program, entry.order.spec.line > 0);
+        match program.filter(offered) {
             Some(spec) => entry.order.spec = spec,
             None => {
                 entry.stage = Stage::Starting {
                     started_at,
                     waiters,
                 };
-                let message =
-                    format!("{lane} was removed from the configuration while the request waited");
+                let message = format!(
+                    "{} {} was removed from the configuration while the request waited",
+                    lane.program, lane.action
+                );
                 return self.hands.fail(
                     id,
                     SpawnFailure {
@@ -941,7 +1103,7 @@ impl Actor {
                 (None, waiters, None)
             }
             Stage::Waiting | Stage::Recording(_) => {
-                let waiters = match self.waiting.get_mut(&order.program) {
+                let waiters = match self.waiting.get_mut(&order.lane()) {
                     None => Vec::new(),
                     Some(queue) => {
                         let first = queue.partition_point(|w| w.request < id);
@@ -968,19 +1130,351 @@ impl Actor {
                 request,
             });
         }
+        let service = order.is_service().then(|| order.program.clone());
+        let began = live.is_some();
         self.ends.push(End { id, order, finish });
         if let Some(live) = live {
             self.unrecorded.insert(id, live);
+        }
+        if let Some(program) = service {
+            self.process_over(id, program, ending, began, ended_at);
         }
     }
 
     /// Puts the ends of runs on record that clients were told of.
     fn record_ends(&mut self) {
         for End { id, order, finish } in std::mem::take(&mut self.ends) {
-            let current = self.engine.current(&order.program);
-            let live: Vec<RunId> = current.into_iter().chain([id]).collect();
+            let actions = order.spec.commands.keys().cloned();
+            let lanes = actions.chain([ActionName::run(), ActionName::start()]);
+            let live = lanes.filter_map(|action| {
+                let lane = LaneName::new(&order.program, &action);
+                self.engine.current(&lane)
+            });
+            let live: Vec<RunId> = live.chain([id]).collect();
             self.hands.finished(id, &order, finish, &live);
         }
+    }
+
+    // Supervised programs.
+
+    /// One event for the supervision, and all that follows from it.
+    fn supervise(&mut self, event: ServiceEvent) {
+        let mut effects = Vec::new();
+        self.services.handle(Instant::now(), event, &mut effects);
+        let mut remember = false;
+        for effect in effects {
+            match effect {
+                ServiceEffect::Launch { program, cause } => self.launch(program, cause),
+                ServiceEffect::RunStopScript { program } => self.run_stop_script(&program),
+                ServiceEffect::Halt { program } => {
+                    if let Some(run) = self.processes.get(&program).copied() {
+                        self.feed(Event::HaltRequested { run });
+                    }
+                }
+                ServiceEffect::Answer { ticket, answer } => self.answer(ticket, answer),
+                ServiceEffect::Remember { program, up } => {
+                    remember |= self.wanted.insert(program, up) != Some(up);
+                }
+                ServiceEffect::GiveUp { program } => {
+                    error!(
+                        "{program} has failed: it ended too often, and is left alone; \
+                         `deployer {program} start` starts it again"
+                    );
+                }
+            }
+        }
+        if remember {
+            self.hands.remember(&self.wanted);
+        }
+    }
+
+    /// A granted request about a supervised program.
+    fn ask(&mut self, ask: Ask, order: Box<Order>, waiter: Waiter) {
+        let (program, ticket) = (order.program.clone(), self.next_ticket);
+        let policy = policy_of(&order.spec);
+        self.next_ticket += 1;
+        self.tickets.insert(ticket, (program.clone(), waiter));
+        info!(
+            "{} is asked of {program} by {}",
+            order.action, order.by.user
+        );
+        let (state, _) = self.services.state(&program);
+        match (ask, state) {
+            (Ask::Stop, _) => drop(self.asked_to_stop.insert(program.clone(), order)),
+            (Ask::Start, State::Up(_) | State::Starting { stop: None, .. }) => {}
+            // What it is started with counts when it is started again by itself, too.
+            _ => drop(self.asked.insert(program.clone(), order)),
+        }
+        self.supervise(ServiceEvent::Asked {
+            program,
+            ask,
+            ticket: Some(ticket),
+            policy,
+        });
+    }
+
+    /// Makes the process of a supervised program, as a run of its own.
+    fn launch(&mut self, program: ProgramName, cause: Cause) {
+        let Some(spec) = self.in_force.program(&program, true) else {
+            let message = format!("{program} is not configured any more");
+            return self.not_up(
+                &program,
+                SpawnFailure {
+                    message,
+                    status: 127,
+                },
+            );
+        };
+        let asked = self.asked.get(&program);
+        let restart = ActionName::new("restart").ok();
+        let restart =
+            restart.filter(|r| spec.command(r).is_some() && asked.is_some_and(|o| o.action == *r));
+        let (by, reason) = match (cause, asked) {
+            (Cause::Asked, Some(order)) => (order.by.clone(), order.reason.clone()),
+            (Cause::Asked, None) => (self.itself(), Some("started with the daemon".to_owned())),
+            (Cause::Ended, _) => {
+                let how = self.last_exits.get(&program).map(|(exit, _)| said(*exit));
+                let reason = format!("started again: it {}", how.unwrap_or_default());
+                (self.itself(), Some(reason))
+            }
+        };
+        let order = Order {
+            program: program.clone(),
+            spec,
+            action: restart.unwrap_or_else(ActionName::start),
+            by,
+            reason,
+            inputs: asked.map(|o| o.inputs.clone()).unwrap_or_default(),
+            args: asked.map(|o| o.args.clone()).unwrap_or_default(),
+            key: None,
+            requested_at: Moment::now(),
+            pid: None,
+        };
+        let id = self.register(Box::new(order), None);
+        self.processes.insert(program, id);
+    }
+
+    /// The daemon as one who asks.
+    fn itself(&self) -> By {
+        By {
+            uid: self.in_force.owner.get(),
+            gid: rustix::process::getegid().as_raw(),
+            user: "deployer".to_owned(),
+            pid: std::process::id().cast_signed(),
+        }
+    }
+
+    fn run_stop_script(&mut self, program: &ProgramName) {
+        let asked = self.asked_to_stop.get(program).or(self.asked.get(program));
+        let (Some(asked), Ok(action)) = (asked, ActionName::new("stop")) else {
+            return;
+        };
+        let mut order = asked.clone();
+        order.action = action;
+        order.key = None;
+        order.requested_at = Moment::now();
+        self.register(order, None);
+    }
+
+    /// The process of a supervised program could not be made.
+    fn not_up(&mut self, program: &ProgramName, failure: SpawnFailure) {
+        self.trouble.insert(program.clone(), failure);
+        self.processes.remove(program);
+        self.supervise(ServiceEvent::NotStarted {
+            program: program.clone(),
+        });
+    }
+
+    /// The run that was a supervised program's process is over.
+    fn process_over(
+        &mut self,
+        id: RunId,
+        program: ProgramName,
+        ending: Ending,
+        began: bool,
+        at: Moment,
+    ) {
+        if self.processes.get(&program) == Some(&id) {
+            self.processes.remove(&program);
+        }
+        let exit = match ending {
+            Ending::Exited(exit) | Ending::Stopped(_, exit) => exit,
+            Ending::SpawnFailed | Ending::Withdrawn(_) => Exit::Unknown,
+        };
+        if began {
+            self.last_exits.insert(program.clone(), (exit, at));
+            self.supervise(ServiceEvent::Ended { program, exit });
+        } else {
+            self.supervise(ServiceEvent::NotStarted { program });
+        }
+    }
+
+    fn process_of(&self, program: &ProgramName) -> Option<(&Entry, &LiveRun)> {
+        let entry = self.entries.get(self.processes.get(program)?)?;
+        match &entry.stage {
+            Stage::Live {
+                run, ended: false, ..
+            } => Some((entry, run)),
+            _ => None,
+        }
+    }
+
+    /// Answers whoever asked something of a supervised program.
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        let Some((program, waiter)) = self.tickets.remove(&ticket) else {
+            return;
+        };
+        let asked = self
+            .asked_to_stop
+            .get(&program)
+            .or(self.asked.get(&program));
+        let stop_signal = asked.map(|o| o.spec.stop_signal);
+        let (status, message) = match answer {
+            Answer::Started => (0, None),
+            Answer::AlreadyUp => {
+                let pid = self.process_of(&program).map(|(_, live)| live.pid);
+                let pid = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+                let advice = format!("`deployer {program} restart` starts it anew");
+                (
+                    1,
+                    Some(format!("{program} is running already{pid}; {advice}")),
+                )
+            }
+            Answer::NotStarted => match self.trouble.remove(&program) {
+                Some(failure) => (failure.status, Some(failure.message)),
+                None => (1, Some(format!("{program} was not started"))),
+            },
+            Answer::Stopped(exit) => match exit {
+                Exit::Code(code) => (code, None),
+                Exit::Signal(signal) if Some(signal) == stop_signal => (0, None),
+                Exit::Signal(signal) => (128 + signal, Some(format!("{program} {}", said(exit)))),
+                Exit::Unknown => (1, Some(format!("{program} {}", said(exit)))),
+            },
+            Answer::AlreadyDown => (1, Some(format!("{program} is not running"))),
+            Answer::NotAgain => {
+                let message = format!("{program} was not running, and is not started again");
+                (0, Some(message))
+            }
+            Answer::Overtaken => {
+                let message = format!("{program} was asked to stop meanwhile");
+                (1, Some(message))
+            }
+            Answer::ShuttingDown => {
+                let message = "the daemon is stopping; ask again when it is back";
+                return waiter.last(error(ErrorCode::Stopping, message));
+            }
+        };
+        waiter.last(Reply::Done {
+            message,
+            output: None,
+            status,
+        });
+    }
+
+    /// Brings up what is to be up. Once, when the daemon begins.
+    fn begin_supervision(&mut self, wanted: Wanted) {
+        let in_force = Arc::clone(&self.in_force);
+        self.wanted = wanted.known;
+        let live: HashSet<ProgramName> = self.services.with_process().cloned().collect();
+        for (program, spec) in &in_force.config.programs {
+            if !spec.is_supervised() || live.contains(program) {
+                continue;
+            }
+            let known = self.wanted.get(program).copied();
+            let group = spec.autostart.unwrap_or(u32::MAX);
+            let auto = spec.autostart.is_some() && group <= in_force.config.global.do_autostart;
+            // What had ended by itself for good stays so, and what somebody stopped as well.
+            let goes_on = known == Some(true)
+                && !wanted.rebooted
+                && (wanted.first || spec.restart.when != RestartWhen::Never);
+            if goes_on || (wanted.first && auto && known != Some(false)) {
+                self.supervise(ServiceEvent::Asked {
+                    program: program.clone(),
+                    ask: Ask::Start,
+                    ticket: None,
+                    policy: policy_of(spec),
+                });
+            }
+        }
+    }
+
+    /// A new configuration: programs go on under it. New ones of the groups to be started are.
+    fn reloaded(&mut self, in_force: Arc<InForce>) {
+        let old = std::mem::replace(&mut self.in_force, in_force);
+        let now = Arc::clone(&self.in_force);
+        for (program, spec) in &old.config.programs {
+            let new = now.config.programs.get(program);
+            if !spec.is_supervised() || new == Some(spec) {
+                continue;
+            }
+            let policy = new
+                .filter(|new| new.is_supervised())
+                .map(|new| policy_of(new));
+            let program = program.clone();
+            self.supervise(ServiceEvent::Reconfigured { program, policy });
+        }
+        for (program, spec) in &now.config.programs {
+            let is_new = !old.config.programs.contains_key(program);
+            let group = spec.autostart.unwrap_or(u32::MAX);
+            let auto = spec.autostart.is_some() && group <= now.config.global.do_autostart;
+            if is_new && auto && spec.is_supervised() && self.wanted.get(program) != Some(&false) {
+                self.supervise(ServiceEvent::Asked {
+                    program: program.clone(),
+                    ask: Ask::Start,
+                    ticket: None,
+                    policy: policy_of(spec),
+                });
+            }
+        }
+    }
+
+    /// What there is to say about a program, for lists.
+    fn state_of(&self, program: &ProgramName) -> LaneState {
+        let run = LaneName::new(program, &ActionName::run());
+        let mut state = LaneState {
+            run: self.engine.current(&run),
+            waiting: self.engine.waiting(&run) as u64,
+            service: None,
+        };
+        let configured = self.in_force.config.programs.get(program);
+        let (service, restarts) = self.services.state(program);
+        let supervised = configured.is_some_and(|spec| spec.is_supervised());
+        if !supervised && !service.has_process() {
+            return state;
+        }
+        let process = self.process_of(program);
+        let started = process.and_then(|(entry, _)| match &entry.stage {
+            Stage::Live { started_at, .. } => Some(*started_at),
+            _ => None,
+        });
+        let last = self.last_exits.get(program).copied();
+        let (word, next) = match service {
+            State::Down => ("stopped", None),
+            State::Starting { .. } => ("starting", None),
+            State::Up(_) => ("running", None),
+            State::Stopping { .. } => ("stopping", None),
+            State::Pausing(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                ("backoff", Some(left))
+            }
+            State::Failed => ("failed", None),
+        };
+        if process.is_some() {
+            state.run = self.processes.get(program).copied();
+        }
+        state.service = Some(ServiceState {
+            word,
+            pid: process.map(|(_, live)| live.pid),
+            since: started.or(last.map(|(_, at)| at)),
+            restarts,
+            last,
+            next,
+            lingering: !supervised,
+            tree: process.map(|(_, live)| Arc::clone(&live.tree)),
+            outdated: process
+                .is_some_and(|(entry, _)| configured.is_some_and(|spec| *spec != entry.order.spec)),
+        });
+        state
     }
 
     /// Executes this process as the keeper of its runs: they are its children and stay so.
@@ -1026,6 +1520,16 @@ fn error(code: ErrorCode, message: &str) -> Reply {
 /// What the engine has to know of an order.
 pub fn terms_of(order: &Order) -> Terms {
     let spec = &order.spec;
+    if order.is_service() {
+        // It runs until it is stopped, and nothing of it stays behind.
+        return Terms {
+            coalesce: false,
+            timeout: None,
+            stop_timeout: spec.stop_timeout,
+            leftovers: Leftovers::Kill,
+            tree: spec.kill_mode == KillMode::Tree,
+        };
+    }
     Terms {
         coalesce: spec.coalesce,
         timeout: spec.timeout(&order.action),
@@ -1033,6 +1537,33 @@ pub fn terms_of(order: &Order) -> Terms {
         leftovers: spec.leftovers,
         tree: spec.kill_mode == KillMode::Tree,
     }
+}
+
+/// What the supervision has to know of a program.
+fn policy_of(spec: &Program) -> Policy {
+    let script = ActionName::new("stop").is_ok_and(|stop| spec.command(&stop).is_some());
+    Policy {
+        restart: spec.restart,
+        stop_script: script.then_some(spec.stop_timeout),
+    }
+}
+
+/// How a process ended, behind its name.
+pub fn said(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("exited with status {code}"),
+        Exit::Signal(signal) => match nix::sys::signal::Signal::try_from(signal) {
+            Ok(signal) => format!("was ended by {signal}"),
+            Err(_) => format!("was ended by signal {signal}"),
+        },
+        Exit::Unknown => "ended, and nobody saw how".to_owned(),
+    }
+}
+
+fn lane_of_row(row: &Row) -> Option<LaneName> {
+    let program = ProgramName::new(&row.program).ok()?;
+    let action = ActionName::new(&row.action).ok()?;
+    Some(LaneName { program, action })
 }
 
 fn outcome_of(ending: Ending) -> (Outcome, Option<i32>, Option<i32>) {
@@ -1050,9 +1581,14 @@ fn outcome_of(ending: Ending) -> (Outcome, Option<i32>, Option<i32>) {
         Ending::Exited(Exit::Signal(_)) => Outcome::Signalled,
         Ending::Exited(Exit::Unknown) => Outcome::Lost,
         Ending::Stopped(StopReason::TimedOut, _) => Outcome::TimedOut,
-        Ending::Stopped(StopReason::Cancelled, _) | Ending::Withdrawn(StopReason::Cancelled) => {
-            Outcome::Cancelled
-        }
+        Ending::Stopped(StopReason::Cancelled, _)
+        | Ending::Withdrawn(StopReason::Cancelled | StopReason::Halted) => Outcome::Cancelled,
+        // It was to end: as it was told to, or not.
+        Ending::Stopped(StopReason::Halted, Exit::Code(0)) => Outcome::Succeeded,
+        Ending::Stopped(StopReason::Halted, Exit::Code(_)) => Outcome::Failed,
+        Ending::Stopped(StopReason::Halted, Exit::Signal(libc::SIGKILL)) => Outcome::Signalled,
+        Ending::Stopped(StopReason::Halted, Exit::Signal(_)) => Outcome::Succeeded,
+        Ending::Stopped(StopReason::Halted, Exit::Unknown) => Outcome::Lost,
         Ending::Stopped(StopReason::Shutdown, _) => Outcome::Interrupted,
         Ending::SpawnFailed | Ending::Withdrawn(_) => Outcome::NotStarted,
     };

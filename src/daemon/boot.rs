@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::front::chain;
 use crate::cli::{DEFAULT_CONFIG, DaemonOptions, Target};
 use crate::config::diag::printable;
-use crate::config::load;
+use crate::config::{autostart_groups as config_groups, load};
 use crate::keeper::guard::{Keeper, leak};
 use crate::keeper::{Saved, Settings, saved};
 use crate::logging;
@@ -123,6 +123,13 @@ fn try_boot(target: &Target, options: DaemonOptions) -> Result<i32, BootError> {
                 .ok_or_else(|| BootError(format!("-m {text}: not an octal mode such as 0660")))?,
         ),
     };
+    let autostart = match options.autostart.as_deref() {
+        None => None,
+        Some(word) => {
+            let groups = config_groups(word);
+            Some(groups.map_err(|e| BootError(format!("-A {e}")))?)
+        }
+    };
     become_user(&options)?;
     let loaded = load::load(&config).map_err(|e| BootError(chain(&e)))?;
     let _ = io::stderr().write_all(loaded.checked.render(false).as_bytes());
@@ -152,6 +159,7 @@ fn try_boot(target: &Target, options: DaemonOptions) -> Result<i32, BootError> {
         socket: target.socket.as_ref().map(absolute),
         mode,
         root: options.root.as_ref().map(absolute),
+        autostart,
         syslog,
         log_file,
         level: options.log_level.unwrap_or_else(|| "info".into()),

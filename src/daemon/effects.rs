@@ -3,7 +3,7 @@
 //! Nothing here waits on the actor's thread. A spawn, a walk through `/proc` or a look at the
 //! disk happens on the blocking pool, and its result comes back as a [`Msg`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use super::front::chain;
 use super::rows;
 use crate::config::model::{Program, RecordFailure, Retention};
 use crate::engine::Exit;
-use crate::ids::{ActionName, ProgramName, RunId};
+use crate::ids::{LaneName, ProgramName, RunId};
 use crate::keeper::wire::STARTED_PID_AT;
 use crate::keeper::{Link, ToKeeper};
 use crate::log;
@@ -150,6 +150,8 @@ pub struct Hands {
     /// Processes that wait for their request to be on record.
     prepared: Mutex<HashMap<RunId, std::sync::mpsc::Sender<Job>>>,
     failures: Mutex<HashMap<RunId, SpawnFailure>>,
+    /// Of which programs are to be up: how many states there were, and which one is kept.
+    remembered: Arc<Mutex<(u64, u64)>>,
     /// How many runs of a program have ended since old ones were deleted.
     ended: Mutex<HashMap<ProgramName, u32>>,
 }
@@ -175,6 +177,7 @@ impl Hands {
             in_force,
             prepared: Mutex::default(),
             failures: Mutex::default(),
+            remembered: Arc::default(),
             ended: Mutex::default(),
         }
     }
@@ -256,14 +259,39 @@ impl Hands {
     }
 
     /// Says how long runs of the program usually take, if that is known.
-    pub fn outlook(&self, program: &ProgramName, notices: Notices) {
-        let (queries, program) = (self.queries.clone(), program.clone());
+    pub fn outlook(&self, lane: &LaneName, notices: Notices) {
+        let (queries, lane) = (self.queries.clone(), lane.clone());
         tokio::task::spawn_blocking(move || {
-            if let Ok(Some(usually)) = queries.usual_duration(&program, &ActionName::run()) {
+            if let Ok(Some(usually)) = queries.usual_duration(&lane.program, &lane.action) {
                 let reply = Reply::Outlook {
                     usually: usually.as_secs_f64(),
                 };
                 let _ = notices.send(Notice::Reply(Box::new(reply)));
+            }
+        });
+    }
+
+    /// Keeps which programs are to be up, for the next daemon.
+    pub fn remember(&self, wanted: &BTreeMap<ProgramName, bool>) {
+        let state_dir = self.in_force.borrow().config.global.state_dir.clone();
+        let generation = {
+            let mut newest = self
+                .remembered
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            newest.0 += 1;
+            newest.0
+        };
+        let (wanted, remembered) = (wanted.clone(), Arc::clone(&self.remembered));
+        tokio::task::spawn_blocking(move || {
+            let mut newest = remembered.lock().unwrap_or_else(PoisonError::into_inner);
+            // One that came later was quicker.
+            if newest.1 > generation {
+                return;
+            }
+            newest.1 = generation;
+            if let Err(e) = super::recover::write_wanted(&state_dir, &wanted) {
+                warn!("which programs are to be up cannot be kept: {e}");
             }
         });
     }
@@ -686,6 +714,7 @@ impl Job {
                 action: &order.action,
                 run: self.id,
                 by: &order.by.user,
+                pid: order.pid,
                 inputs: &order.inputs,
             },
             args: &order.args,

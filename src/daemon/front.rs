@@ -12,20 +12,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use super::InForce;
-use super::actor::{LaneState, Msg, Notices, Order, Waiter};
+use super::actor::{LaneState, Msg, Notices, Order, ServiceState, Waiter, said};
 use super::clock::Moment;
 use super::names::{self, Names};
 use super::rows;
 use crate::config::inputs::validate_inputs;
-use crate::config::keys::ACTIONS;
-use crate::config::model::Args;
+use crate::config::model::{Args, Program};
 use crate::engine::Standing;
+use crate::engine::service::Ask;
 use crate::ids::{ActionName, ProgramName, RunId};
 use crate::policy::{self, Grant, Peer};
 use crate::protocol::message::{
-    ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, StdinWay,
+    ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, Service, StdinWay,
 };
 use crate::run::script;
+use crate::run::tree::{Tree, Usage, ticks_per_second};
 use crate::server::{Desk, LiveLog, Notice, Progress};
 use crate::store::{Filter, Programs, Queries, Row, Store, StoreError};
 
@@ -80,6 +81,7 @@ impl Desk for Front {
             Request::History { program, id, limit } => {
                 self.history(&peer, program, id, limit, &notices).await
             }
+            Request::Kill { program, signal } => self.kill(&peer, &program, signal, &notices).await,
             Request::Cancel { id } => self.cancel(&peer, RunId(id), &notices).await,
             Request::Can {
                 program,
@@ -101,7 +103,15 @@ impl Desk for Front {
 }
 
 fn finish(notices: &Notices, message: Option<String>) {
-    let _ = notices.send(Notice::Final(Box::new(Reply::Done { message })));
+    done(notices, message, None, 0);
+}
+
+fn done(notices: &Notices, message: Option<String>, output: Option<String>, status: i32) {
+    let _ = notices.send(Notice::Final(Box::new(Reply::Done {
+        message,
+        output,
+        status,
+    })));
 }
 
 fn tell(notices: &Notices, reply: Reply) {
@@ -145,11 +155,38 @@ impl Front {
         notices: &Notices,
     ) -> Result<(), Refusal> {
         let requested_at = Moment::now();
-        let grant = self.authorize(peer, &request.program, &ActionName::run())?;
+        let action = ActionName::new(&request.action).map_err(|e| {
+            let message = format!("the action {:?} {e}", request.action);
+            refusal(ErrorCode::Refused, message)
+        })?;
+        let grant = self.authorize(peer, &request.program, &action)?;
         let name = grant.name().clone();
         let spec = Arc::clone(grant.program());
-        if spec.line == 0 {
-            self.find_script(peer, &name).await?;
+        let what = Kind::of(&spec, &action);
+        match what {
+            Kind::Run if action == ActionName::run() => {
+                // A program with a section may have its script in the root directory, too.
+                if spec.line == 0 {
+                    self.find_script(peer, &name).await?;
+                }
+            }
+            Kind::Run | Kind::Ask(_) => {}
+            Kind::Status => return self.status(name, notices).await,
+            Kind::Nothing => {
+                finish(notices, None);
+                return Ok(());
+            }
+            Kind::Missing(command) => {
+                let message = if spec.is_supervised() {
+                    format!("{name} has no {command} in its section")
+                } else {
+                    format!(
+                        "{name} cannot be started and stopped: its section has no cmd-start; \
+                         `deployer RUN {name}` runs it"
+                    )
+                };
+                return Err(refusal(ErrorCode::BadInput, message));
+            }
         }
         let bad = |message: String| refusal(ErrorCode::BadInput, message);
         if !request.args.is_empty() && spec.args == Args::None {
@@ -174,6 +211,7 @@ impl Front {
             inputs,
             args: request.args,
             requested_at,
+            pid: None,
         };
         let waiter = Waiter {
             request: RunId(0),
@@ -182,7 +220,65 @@ impl Front {
             detach: request.detach,
             plain,
         };
-        self.send(Msg::Run(Box::new(order), waiter));
+        self.send(match what {
+            Kind::Ask(ask) => Msg::Ask(ask, Box::new(order), waiter),
+            _ => Msg::Run(Box::new(order), waiter),
+        });
+        Ok(())
+    }
+
+    /// The default of `status`.
+    async fn status(&self, name: ProgramName, notices: &Notices) -> Result<(), Refusal> {
+        let (answer, states) = oneshot::channel();
+        self.send(Msg::Lanes(vec![name], answer));
+        let state = states.await.ok().and_then(|mut states| states.pop());
+        let service = state.and_then(|state| state.service);
+        let up = service.as_ref().is_some_and(|s| s.pid.is_some());
+        let word = if up { "running\n" } else { "not running\n" };
+        let more = service.and_then(|s| {
+            let outdated = "its settings were changed since it was started: restart it to use them";
+            match s.word {
+                "failed" => Some("it ended too often, and is not started again".to_owned()),
+                "backoff" => {
+                    let left = s.next.map_or(0.0, |left| left.as_secs_f64());
+                    let last = s.last.map(|(exit, _)| said(exit)).unwrap_or_default();
+                    Some(format!("it {last}, and is started again in {left:.1} s"))
+                }
+                _ if s.lingering => Some("it is not configured any more".to_owned()),
+                _ => s.outdated.then(|| outdated.to_owned()),
+            }
+        });
+        done(notices, more, Some(word.to_owned()), i32::from(!up));
+        Ok(())
+    }
+
+    async fn kill(
+        &self,
+        peer: &Peer,
+        program: &str,
+        signal: i32,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let action =
+            ActionName::new("kill").map_err(|e| refusal(ErrorCode::Failed, e.to_string()))?;
+        let grant = self.authorize(peer, program, &action)?;
+        if !(1..=64).contains(&signal) {
+            let message = format!("{signal} is not a signal");
+            return Err(refusal(ErrorCode::BadInput, message));
+        }
+        let name = grant.name().clone();
+        info!(
+            uid = peer.raw_uid,
+            pid = peer.pid,
+            "signal {signal} for {name}"
+        );
+        let (answer, there) = oneshot::channel();
+        self.send(Msg::Signal(name.clone(), signal, answer));
+        if there.await.unwrap_or(false) {
+            finish(notices, None);
+        } else {
+            done(notices, Some(format!("{name} is not running")), None, 1);
+        }
         Ok(())
     }
 
@@ -487,13 +583,17 @@ impl Front {
             None => self.programs().await,
         };
         for program in programs {
-            for spec in ACTIONS {
-                if action.as_deref().is_some_and(|a| a != spec.name) {
-                    continue;
+            let section = now.config.programs.get(&program);
+            let mut actions = policy::actions(section.unwrap_or(&now.config.script));
+            if let Some(wanted) = &action {
+                let known = actions.iter().any(|a| a.as_str() == wanted);
+                actions.retain(|a| a.as_str() == wanted);
+                // Whoever asks why is also told of what there is not.
+                if explain && !known {
+                    actions.extend(ActionName::new(wanted));
                 }
-                let Ok(action) = ActionName::new(spec.name) else {
-                    continue;
-                };
+            }
+            for action in actions {
                 let verdict = policy::explain(&now.config, now.owner, who, &program, &action);
                 let because = explain.then(|| match verdict.line {
                     Some(line) => {
@@ -508,28 +608,12 @@ impl Front {
                         notices,
                         Reply::May {
                             program,
-                            action: spec.name.into(),
+                            action: action.to_string(),
                             allowed: verdict.allowed,
                             because,
                         },
                     );
                 }
-            }
-            if let Some(action) = action
-                .as_deref()
-                .filter(|a| explain && ACTIONS.iter().all(|s| s.name != *a))
-            {
-                let because = Some(format!("there is no action {action}"));
-                let (program, action) = (program.to_string(), action.to_owned());
-                tell(
-                    notices,
-                    Reply::May {
-                        program,
-                        action,
-                        allowed: false,
-                        because,
-                    },
-                );
             }
         }
         finish(notices, None);
@@ -544,6 +628,7 @@ impl Front {
             .await
             .unwrap_or_default();
         names.extend(now.config.programs.keys().cloned());
+        names.extend(now.config.lingering.keys().cloned());
         names.sort();
         names.dedup();
         names
@@ -557,17 +642,36 @@ impl Front {
         let states = states
             .await
             .unwrap_or_else(|_| vec![LaneState::default(); names.len()]);
-        for (name, state) in names.into_iter().zip(states) {
-            let word = if state.run.is_some() {
-                "running"
-            } else {
-                "idle"
+        let now = self.in_force();
+        // A look into /proc is a look at many files.
+        let trees: Vec<Option<Arc<Tree>>> = states
+            .iter()
+            .map(|state| state.service.as_ref().and_then(|s| s.tree.clone()))
+            .collect();
+        let used = blocking(move || {
+            let usage = |tree: Option<Arc<Tree>>| tree.map(|tree| tree.usage());
+            trees.into_iter().map(usage).collect::<Vec<_>>()
+        });
+        let used = used.await.unwrap_or_default();
+        let used = used.into_iter().chain(std::iter::repeat(None));
+        for ((name, state), used) in names.into_iter().zip(states).zip(used) {
+            let removed = now.config.lingering.contains_key(&name);
+            if removed && state.service.is_none() {
+                continue;
+            }
+            let word = match &state.service {
+                Some(service) if service.lingering => "lingering",
+                Some(service) if service.pid.is_some() => "running",
+                Some(_) => "dead",
+                None if state.run.is_some() => "running",
+                None => "idle",
             };
             tell(
                 notices,
                 Reply::Program {
                     name: name.to_string(),
                     state: word.into(),
+                    service: state.service.as_ref().map(|s| service_message(s, used)),
                     run: state.run.map(|r| r.0),
                     waiting: state.waiting,
                 },
@@ -609,6 +713,58 @@ impl Front {
         tell(notices, Reply::Stopping { keeper });
         let _ = self.admin.send(Admin::Stop(notices.clone()));
         Ok(())
+    }
+}
+
+/// What an action of a program comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A run: of its command, or of the root directory's script.
+    Run,
+    /// Something for the supervision.
+    Ask(Ask),
+    /// To say whether it is up.
+    Status,
+    /// Nothing, successfully.
+    Nothing,
+    /// There is no such command, and nothing to do without one.
+    Missing(&'static str),
+}
+
+impl Kind {
+    fn of(spec: &Program, action: &ActionName) -> Self {
+        let supervised = spec.is_supervised();
+        let own = spec.command(action).is_some();
+        match action.as_str() {
+            "start" if supervised => Self::Ask(Ask::Start),
+            "stop" if supervised => Self::Ask(Ask::Stop),
+            "restart" if supervised => Self::Ask(Ask::Restart),
+            "run" => Self::Run,
+            _ if own => Self::Run,
+            "reload" if supervised => Self::Ask(Ask::Restart),
+            "status" if supervised => Self::Status,
+            "signal" if supervised => Self::Nothing,
+            "start" | "stop" | "restart" => Self::Missing("cmd-start"),
+            "status" => Self::Missing("cmd-status"),
+            "reload" => Self::Missing("cmd-reload"),
+            _ => Self::Missing("cmd-signal"),
+        }
+    }
+}
+
+/// A supervised program for lists: its words, and what its processes use.
+fn service_message(state: &ServiceState, used: Option<Usage>) -> Service {
+    let seconds = |ticks: u64| ticks as f64 / ticks_per_second().max(1) as f64;
+    Service {
+        status: state.word.to_owned(),
+        pid: state.pid,
+        since: state.since.map(Moment::rfc3339),
+        restarts: state.restarts,
+        last_exit: state.last.map(|(exit, _)| said(exit)),
+        next_start: state.next.map(|left| left.as_secs_f64()),
+        memory: used.map(|u| u.memory),
+        cpu: used.map(|u| seconds(u.ticks)),
+        outdated: state.outdated,
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::InForce;
-use super::actor::{Actor, Msg};
+use super::actor::{Actor, Msg, Wanted};
 use super::effects::{Hands, Surroundings};
 use super::front::{Admin, Front, chain};
 use super::names::Names;
@@ -25,7 +25,7 @@ use crate::config::model::{Cgroup, Config};
 use crate::ids::Uid;
 use crate::keeper::link::Heard;
 use crate::keeper::saved::VERSION;
-use crate::keeper::{Link, Saved, Settings, ToDaemon, ToKeeper};
+use crate::keeper::{Link, Reason, Saved, Settings, ToDaemon, ToKeeper};
 use crate::run::cgroup::Cgroups;
 use crate::run::identity::Identities;
 use crate::run::pump::Pump;
@@ -110,6 +110,9 @@ fn override_with(config: &mut Config, settings: &Settings) {
     if let Some(root) = &settings.root {
         global.root.clone_from(root);
     }
+    if let Some(groups) = settings.autostart {
+        global.do_autostart = groups;
+    }
     if let Some(mode) = settings.mode {
         global.socket_mode = mode;
     }
@@ -167,6 +170,7 @@ impl Daemon {
             Arc::clone(&surroundings),
             watched.clone(),
         );
+        let rebooted = recover::rebooted(&global.state_dir);
         let mut actor = Actor::new(hands, Arc::clone(&in_force), next_id.0);
         Recovery {
             in_force: &in_force,
@@ -174,12 +178,18 @@ impl Daemon {
             link: &self.link,
             surroundings: &surroundings,
             inbox: &to_actor,
-            rebooted: recover::rebooted(&global.state_dir),
+            rebooted,
         }
         .recover(unfinished, std::mem::take(&mut inherited.runs), &mut actor);
         if let Some(groups) = &surroundings.cgroups {
             groups.sweep();
         }
+        let wanted = Wanted {
+            known: recover::read_wanted(&global.state_dir),
+            first: inherited.reason == Reason::First,
+            rebooted,
+        };
+        let _ = to_actor.send(Msg::Supervise(Box::new(wanted)));
 
         let socket = match self.listen(&in_force, inherited.listener) {
             Ok(socket) => socket,
@@ -363,6 +373,16 @@ impl Daemon {
         new.state_dir.clone_from(&old.state_dir);
         new.log_dir.clone_from(&old.log_dir);
         (new.socket_mode, new.cgroup) = (old.socket_mode, old.cgroup.clone());
+        let removed = before
+            .config
+            .lingering
+            .iter()
+            .chain(&before.config.programs);
+        let removed = removed
+            .filter(|(name, spec)| spec.is_supervised() && !config.programs.contains_key(*name));
+        config.lingering = removed
+            .map(|(name, spec)| (name.clone(), Arc::clone(spec)))
+            .collect();
         let parked = keep_config(&loaded.text)
             .map_err(|e| format!("deployer: cannot keep the configuration: {e}\n"))?;
         self.link.send(&ToKeeper::ParkConfig, &[parked.as_fd()]);

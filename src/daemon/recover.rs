@@ -4,7 +4,7 @@
 //! The keeper knows the processes and holds their pipes. If it was gone, too, the index of each
 //! run's log still says which process it was, and when.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -21,7 +21,7 @@ use super::clock::Moment;
 use super::effects::{LiveRun, Parent, Surroundings, descent, observe};
 use super::front::{chain, stored_log};
 use crate::engine::Exit;
-use crate::ids::{ActionName, ProgramName, RunId};
+use crate::ids::{ActionName, LaneName, ProgramName, RunId};
 use crate::keeper::link::Heard;
 use crate::keeper::{Link, Reason, ToDaemon, ToKeeper};
 use crate::log;
@@ -117,6 +117,45 @@ pub fn rebooted(state_dir: &Path) -> bool {
     before.is_some_and(|before| before != now)
 }
 
+/// Where it is kept which programs are to be up.
+fn wanted_path(state_dir: &Path) -> std::path::PathBuf {
+    state_dir.join("programs.json")
+}
+
+/// What a former daemon kept by [`write_wanted`]. What cannot be read counts as nothing, and the
+/// log says so.
+#[must_use]
+pub fn read_wanted(state_dir: &Path) -> BTreeMap<ProgramName, bool> {
+    let path = wanted_path(state_dir);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
+        Err(e) => {
+            warn!("cannot read {}: {e}", path.display());
+            return BTreeMap::new();
+        }
+    };
+    serde_json::from_slice(&text).unwrap_or_else(|e| {
+        warn!(
+            "{} is damaged ({e}): programs come up as `autostart` says",
+            path.display()
+        );
+        BTreeMap::new()
+    })
+}
+
+/// Keeps which programs are to be up: the old state or the new one, whenever this is cut short.
+///
+/// # Errors
+/// The disk.
+pub fn write_wanted(state_dir: &Path, wanted: &BTreeMap<ProgramName, bool>) -> std::io::Result<()> {
+    let (path, new) = (wanted_path(state_dir), state_dir.join("programs.new"));
+    let file = File::create(&new)?;
+    serde_json::to_writer(&file, wanted)?;
+    file.sync_all()?;
+    fs::rename(new, path)
+}
+
 /// Everything that recovery works with.
 pub struct Recovery<'a> {
     /// What is in force.
@@ -180,19 +219,27 @@ impl Recovery<'_> {
                 Found::Nothing => waiting.push((id, order, row.outcome)),
             }
         }
-        let newest: HashMap<ProgramName, RunId> = processes
+        let newest: HashMap<LaneName, RunId> = processes
             .iter()
-            .map(|(row, order, ..)| (order.program.clone(), row.id))
+            .map(|(row, order, ..)| (order.lane(), row.id))
             .collect();
         for (row, order, live, exit) in processes {
-            let current = newest.get(&order.program) == Some(&row.id);
+            let current = newest.get(&order.lane()) == Some(&row.id);
             self.adopt(&row, order, live, exit, current, actor);
         }
         for (id, order, outcome) in waiting {
-            if let Ok(Some(last)) = self.store.queries().last_run(&order.program)
+            let queries = self.store.queries();
+            if let Ok(Some(last)) = queries.last_turn(&order.program, &order.action)
                 && last.id < id
             {
-                actor.note_last_started(order.program.clone(), last.id);
+                actor.note_last_started(order.lane(), last.id);
+            }
+            if order.is_service() {
+                // Whether it is to be up is decided when all is known.
+                let detail = "the daemon was killed before it was started";
+                self.close(id, Outcome::NotStarted, detail);
+                log::remove(&self.in_force.config.global.log_dir, &order.program, id);
+                continue;
             }
             info!("request {id} for {} waits again", order.program);
             if outcome == Outcome::Running {
@@ -267,6 +314,7 @@ impl Recovery<'_> {
             args: row.args.clone(),
             key: row.request_key.clone(),
             requested_at: Moment::from_nanos(row.requested_at),
+            pid: None,
         })
     }
 

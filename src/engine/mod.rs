@@ -33,8 +33,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::config::model::Leftovers;
-use crate::ids::{ProgramName, RunId};
+use crate::ids::{LaneName, RunId};
 
+pub mod service;
 #[cfg(test)]
 mod tests;
 
@@ -71,6 +72,8 @@ pub enum StopReason {
     TimedOut,
     /// Somebody cancelled it.
     Cancelled,
+    /// It is a program that is to be down.
+    Halted,
     /// The daemon is stopping.
     Shutdown,
 }
@@ -96,7 +99,7 @@ pub enum Event {
         /// Its number.
         run: RunId,
         /// The program it asks for.
-        lane: ProgramName,
+        lane: LaneName,
         /// The program's settings that matter here.
         terms: Terms,
     },
@@ -105,7 +108,7 @@ pub enum Event {
         /// Its number.
         run: RunId,
         /// Its program.
-        lane: ProgramName,
+        lane: LaneName,
         /// The program's settings that matter here.
         terms: Terms,
         /// When its timeout runs out.
@@ -141,6 +144,11 @@ pub enum Event {
     /// Somebody who may wants this request withdrawn or this run ended.
     CancelRequested {
         /// Which one.
+        run: RunId,
+    },
+    /// The program whose process this is is to be down.
+    HaltRequested {
+        /// Which run.
         run: RunId,
     },
     /// The daemon stops: nothing waits any longer, and live runs end at this time at the latest.
@@ -274,10 +282,10 @@ struct Lane {
 /// All lanes. See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Engine {
-    lanes: HashMap<ProgramName, Lane>,
+    lanes: HashMap<LaneName, Lane>,
     /// The lane of every request that has no final answer yet.
-    whereabouts: HashMap<RunId, ProgramName>,
-    timers: BTreeSet<(Instant, ProgramName)>,
+    whereabouts: HashMap<RunId, LaneName>,
+    timers: BTreeSet<(Instant, LaneName)>,
     stop_at: Option<Instant>,
 }
 
@@ -302,20 +310,20 @@ impl Engine {
 
     /// How many requests wait in a lane, not counting displaced ones.
     #[must_use]
-    pub fn waiting(&self, lane: &ProgramName) -> usize {
+    pub fn waiting(&self, lane: &LaneName) -> usize {
         self.lanes.get(lane).map_or(0, |l| l.queue.len())
     }
 
     /// The first request that waits in a lane and came after `run`.
     #[must_use]
-    pub fn next_after(&self, lane: &ProgramName, run: RunId) -> Option<RunId> {
+    pub fn next_after(&self, lane: &LaneName, run: RunId) -> Option<RunId> {
         let queue = &self.lanes.get(lane)?.queue;
         queue.iter().map(|p| p.run).find(|r| *r > run)
     }
 
     /// The run that occupies a lane.
     #[must_use]
-    pub fn current(&self, lane: &ProgramName) -> Option<RunId> {
+    pub fn current(&self, lane: &LaneName) -> Option<RunId> {
         self.lanes.get(lane).map(|l| l.run)
     }
 
@@ -348,6 +356,9 @@ impl Engine {
             } => self.adopt(run, lane, terms, stop_at),
             Event::ShutdownBegan { stop_at } => self.shut_down(now, stop_at, out),
             Event::CancelRequested { run } => self.cancel(now, run, out),
+            Event::HaltRequested { run } => {
+                self.advance(now, run, Step::Stop(StopReason::Halted), out);
+            }
             Event::Ticked => self.tick(now, out),
             Event::Started { run } => self.advance(now, run, Step::Started, out),
             Event::SpawnFailed { run } => self.advance(now, run, Step::SpawnFailed, out),
@@ -357,7 +368,7 @@ impl Engine {
         }
     }
 
-    fn admit(&mut self, run: RunId, name: ProgramName, terms: Terms, out: &mut Vec<Effect>) {
+    fn admit(&mut self, run: RunId, name: LaneName, terms: Terms, out: &mut Vec<Effect>) {
         if self.stop_at.is_some() {
             out.push(Effect::Finish {
                 run,
@@ -403,7 +414,7 @@ impl Engine {
         out.push(Effect::Wait { run });
     }
 
-    fn adopt(&mut self, run: RunId, name: ProgramName, terms: Terms, stop_at: Option<Instant>) {
+    fn adopt(&mut self, run: RunId, name: LaneName, terms: Terms, stop_at: Option<Instant>) {
         debug_assert!(!self.lanes.contains_key(&name), "two live runs in one lane");
         self.whereabouts.insert(run, name.clone());
         let phase = Phase::Running(stop_at);
@@ -545,7 +556,7 @@ impl Engine {
     }
 
     /// Sets the one timer of a lane to what its phase asks for.
-    fn arm(&mut self, name: &ProgramName) {
+    fn arm(&mut self, name: &LaneName) {
         let Some(lane) = self.lanes.get_mut(name) else {
             return;
         };

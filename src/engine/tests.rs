@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::ids::{ActionName, ProgramName};
 
-fn lane(n: u8) -> ProgramName {
-    ProgramName::new(&format!("p{n}")).unwrap()
+fn lane(n: u8) -> LaneName {
+    let program = ProgramName::new(&format!("p{n}")).unwrap();
+    LaneName::new(&program, &ActionName::run())
 }
 
 fn terms() -> Terms {
@@ -25,11 +27,11 @@ struct World {
     engine: Engine,
     now: Instant,
     next: u64,
-    lanes: HashMap<RunId, (ProgramName, Terms)>,
+    lanes: HashMap<RunId, (LaneName, Terms)>,
     /// Position in the order of events at which a request was admitted.
     admitted: HashMap<RunId, u64>,
     started: HashMap<RunId, u64>,
-    live: HashMap<ProgramName, RunId>,
+    live: HashMap<LaneName, RunId>,
     /// Which processes exist, and which trees are watched.
     alive: HashSet<RunId>,
     watched: HashSet<RunId>,
@@ -141,7 +143,7 @@ impl World {
         }
     }
 
-    fn request(&mut self, name: ProgramName, terms: Terms) -> (RunId, Vec<Effect>) {
+    fn request(&mut self, name: LaneName, terms: Terms) -> (RunId, Vec<Effect>) {
         let run = RunId(self.next);
         self.next += 1;
         self.lanes.insert(run, (name.clone(), terms));

@@ -28,6 +28,9 @@ pub struct Settings {
     pub mode: Option<u32>,
     /// `--root`.
     pub root: Option<PathBuf>,
+    /// `-A`: programs of groups up to this are started with the daemon.
+    #[serde(default)]
+    pub autostart: Option<u32>,
     /// `syslog`, or everything else: stderr.
     pub syslog: bool,
     /// The log file that stderr is, to be opened again on a reload.

@@ -11,8 +11,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Run a program.
+    /// Run a program, or do something else with it.
     Run(RunRequest),
+    /// Send a supervised program's process a signal.
+    Kill {
+        /// The program.
+        program: String,
+        /// The signal, a number.
+        signal: i32,
+    },
     /// Replay, and follow, the log of a run.
     Logs(LogsRequest),
     /// Rows of the history, oldest first.
@@ -55,11 +62,14 @@ pub enum Request {
 }
 
 /// See [`Request::Run`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
     /// The program.
     pub program: String,
+    /// The action.
+    #[serde(default = "run", skip_serializing_if = "is_run")]
+    pub action: String,
     /// Typed inputs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub inputs: BTreeMap<String, String>,
@@ -82,6 +92,22 @@ pub struct RunRequest {
     /// Answer when it is accepted, not when it is over.
     #[serde(default)]
     pub detach: bool,
+}
+
+impl Default for RunRequest {
+    fn default() -> Self {
+        Self {
+            program: String::new(),
+            action: run(),
+            inputs: BTreeMap::new(),
+            args: Vec::new(),
+            reason: None,
+            key: None,
+            stdin: StdinWay::default(),
+            output: OutputWay::default(),
+            detach: false,
+        }
+    }
 }
 
 /// See [`Request::Logs`].
@@ -181,8 +207,11 @@ pub enum Reply {
     Program {
         /// Its name.
         name: String,
-        /// `idle` or `running`.
+        /// `idle` or `running`; of a supervised program `running`, `dead` or `lingering`.
         state: String,
+        /// More about a supervised program.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<Service>,
         /// The run that is live.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run: Option<u64>,
@@ -207,6 +236,12 @@ pub enum Reply {
         /// What there is to say about it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<String>,
+        /// What the action prints.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<String>,
+        /// What the client is to exit with.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        status: i32,
     },
     /// The daemon stops. It closes the connection when it ends.
     Stopping {
@@ -220,6 +255,18 @@ pub enum Reply {
         /// What, and what to do next.
         message: String,
     },
+}
+
+fn is_zero(status: &i32) -> bool {
+    *status == 0
+}
+
+fn is_run(action: &str) -> bool {
+    action == "run"
+}
+
+fn run() -> String {
+    "run".to_owned()
 }
 
 /// The stable codes of errors.
@@ -242,6 +289,29 @@ pub enum ErrorCode {
     Stopping,
     /// A fault of the daemon or its surroundings.
     Failed,
+}
+
+/// A supervised program, as programs read it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// `stopped`, `starting`, `running`, `stopping`, `backoff` or `failed`.
+    pub status: String,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Since when it has this process, or none; RFC 3339.
+    pub since: Option<String>,
+    /// How often it was started again by itself since somebody started it.
+    pub restarts: u64,
+    /// How its former process ended, for people.
+    pub last_exit: Option<String>,
+    /// In how many seconds it is started again.
+    pub next_start: Option<f64>,
+    /// Memory of all its processes, in bytes.
+    pub memory: Option<u64>,
+    /// Processor time that all its processes have used, in seconds.
+    pub cpu: Option<f64>,
+    /// Its settings were changed since it was started.
+    pub outdated: bool,
 }
 
 /// What a waiting request waits for.

@@ -181,6 +181,13 @@ impl RunGroup {
         }
     }
 
+    /// Who is in it.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        let pids = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        pids.lines().filter_map(|l| l.parse().ok()).collect()
+    }
+
     /// Ends every process in it, also those that are being forked.
     ///
     /// # Errors

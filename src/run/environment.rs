@@ -18,6 +18,8 @@ pub struct Facts<'a> {
     pub run: RunId,
     /// Name of who asked.
     pub by: &'a str,
+    /// The process of the supervised program.
+    pub pid: Option<i32>,
     /// Checked inputs.
     pub inputs: &'a BTreeMap<String, String>,
 }
@@ -39,7 +41,10 @@ pub fn environment(
         ("SHELL", shell),
         ("PROGNAME", facts.program.to_string()),
         ("ACTION", facts.action.to_string()),
-        ("PID", String::new()),
+        (
+            "PID",
+            facts.pid.map_or(String::new(), |pid| pid.to_string()),
+        ),
         ("HOME", identity.home.clone()),
         ("USER", identity.name.clone()),
         ("LOGNAME", identity.name.clone()),

@@ -159,17 +159,18 @@ pub struct Ready {
 /// [`SpawnError`] says what is missing.
 pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Ready, SpawnError> {
     let spec = plan.spec;
-    let script = match spec.command {
+    let command = spec.command(plan.facts.action);
+    let script = match command {
         Some(_) => None,
         None => Some(script::find(plan.root, plan.facts.program, plan.identity)?),
     };
-    let (program, image, mut argv) = match (&spec.command, &script) {
+    let (program, image, mut argv) = match (command, &script) {
         (Some(command), _) => {
             let name = spec.shell.file_name().unwrap_or(spec.shell.as_os_str());
             let argv = vec![
                 c_string(name.as_bytes(), "shell")?,
                 c"-c".to_owned(),
-                c_string(command.as_bytes(), "cmd-run")?,
+                c_string(command.as_bytes(), "a command")?,
             ];
             (
                 spec.shell.clone(),
@@ -187,7 +188,7 @@ pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Read
     for arg in plan.args {
         argv.push(c_string(arg.as_bytes(), "an argument")?);
     }
-    let shortcut = match &spec.command {
+    let shortcut = match command {
         Some(command) if spec.shell == Path::new("/bin/sh") => shortcut(command)?,
         _ => None,
     };
@@ -262,7 +263,7 @@ fn shortcut(command: &str) -> Result<Option<Vec<CString>>, SpawnError> {
     if !path || !command.bytes().all(plain) {
         return Ok(None);
     }
-    let words = words.iter().map(|w| c_string(w.as_bytes(), "cmd-run"));
+    let words = words.iter().map(|w| c_string(w.as_bytes(), "a command"));
     words.collect::<Result<_, _>>().map(Some)
 }
 

@@ -71,6 +71,26 @@ fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
+/// What processes use together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory that is theirs alone or shared, in bytes; what they share counts for each.
+    pub memory: u64,
+    /// Processor time, that of children they have waited for included, in clock ticks.
+    pub ticks: u64,
+}
+
+fn usage_of(pid: i32) -> Option<Usage> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.get(text.rfind(')')? + 2..)?.split(' ').collect();
+    let number = |n: usize| -> Option<u64> { fields.get(n)?.parse().ok() };
+    let pages = number(21)?;
+    Some(Usage {
+        memory: pages * rustix::param::page_size() as u64,
+        ticks: (11..=14).filter_map(number).sum(),
+    })
+}
+
 /// The wait status of a process that has ended and was not reaped, if this process may see it.
 /// Only of one that is held by a pidfd: else the number may be another's.
 #[must_use]
@@ -123,6 +143,20 @@ impl Tree {
                 );
             }
         }
+    }
+
+    /// What all its processes use.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let pids: Vec<i32> = match self {
+            Self::Group(group) => group.pids(),
+            Self::Descent(descent) => descent.members().into_iter().map(|(pid, _)| pid).collect(),
+        };
+        let all = pids.into_iter().filter_map(usage_of);
+        all.fold(Usage::default(), |sum, one| Usage {
+            memory: sum.memory + one.memory,
+            ticks: sum.ticks + one.ticks,
+        })
     }
 
     /// Whether nobody is left.

@@ -159,6 +159,22 @@ impl Queries {
         )
     }
 
+    /// The same of one of its actions.
+    ///
+    /// # Errors
+    /// The database could not be read.
+    pub fn last_turn(
+        &self,
+        program: &ProgramName,
+        action: &ActionName,
+    ) -> Result<Option<Row>, StoreError> {
+        self.one(
+            "WHERE program = ?1 AND action = ?2 AND (started_at IS NOT NULL OR outcome IN \
+             ('running', 'not-started')) ORDER BY id DESC LIMIT 1",
+            params![program.as_str(), action.as_str()],
+        )
+    }
+
     /// How long an action of a program usually takes: the median of its last runs that
     /// succeeded. None if there are none.
     ///

@@ -16,4 +16,5 @@ mod layers;
 mod records;
 mod runs;
 mod service;
+mod supervision;
 mod talk;

@@ -115,6 +115,7 @@ impl Change {
                 if let (true, Some(after)) = (found > 0, covers_after) {
                     let sql = "UPDATE runs SET covered_by = ?1
                         WHERE program = (SELECT program FROM runs WHERE id = ?1)
+                        AND action = (SELECT action FROM runs WHERE id = ?1)
                         AND id > ?2 AND id < ?1 AND outcome = 'superseded'";
                     run(connection, sql, params![number(*id), number(*after)])?;
                 }

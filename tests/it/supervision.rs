@@ -1,0 +1,426 @@
+//! Long-running programs: started, watched, started again, stopped.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::Value;
+
+use crate::harness::{ALICE, BOT_UID, CAROL, Daemon, OWNER, Site, root, wait_for};
+
+/// What `LIST --json` says of a program.
+fn listed(d: &Daemon, program: &str) -> Value {
+    let text = d.ask(OWNER, ["LIST", "--json"]).exits(0).text();
+    let rows = text
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let mut rows = rows.filter(|r| r["name"] == program);
+    rows.next().unwrap_or(Value::Null)
+}
+
+fn status(d: &Daemon, program: &str) -> String {
+    listed(d, program)["service"]["status"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[track_caller]
+fn await_status(d: &Daemon, program: &str, wanted: &str) {
+    wait_for(&format!("{program} is {wanted}"), || {
+        (status(d, program) == wanted).then_some(())
+    });
+}
+
+fn pid(d: &Daemon, program: &str) -> Option<i32> {
+    let pid = listed(d, program)["service"]["pid"].as_i64()?;
+    Some(i32::try_from(pid).unwrap())
+}
+
+fn lives(pid: i32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    text.rsplit(')')
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+}
+
+#[test]
+fn the_actions_of_procmgr_work_as_its_manual_says() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\ncmd-start = exec sleep 1000\n\
+         cmd-hello = echo \"$0 $1 $PROGNAME $ACTION $PID\"; exit 3\n",
+    );
+    let d = site.start();
+    let not_running = d.ask(OWNER, ["app", "status"]).exits(1);
+    assert_eq!(not_running.text(), "not running\n");
+    let stop = d.ask(OWNER, ["app", "stop"]).exits(1);
+    assert!(stop.errors().contains("app is not running"), "{stop:?}");
+
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    assert_eq!(d.ask(OWNER, ["app", "status"]).exits(0).text(), "running\n");
+    let first = pid(&d, "app").unwrap();
+    if root() {
+        let owner = fs::metadata(format!("/proc/{first}")).unwrap().uid();
+        assert_eq!(owner, BOT_UID);
+    }
+    let again = d.ask(OWNER, ["app", "start"]).exits(1);
+    assert!(
+        again
+            .errors()
+            .contains(&format!("running already (pid {first})")),
+        "{again:?}"
+    );
+
+    let hello = d.ask(OWNER, ["app", "hello", "one", "two"]).exits(3);
+    assert_eq!(hello.text(), format!("one two app hello {first}\n"));
+    // Without scripts: signal does nothing, reload restarts.
+    d.ask(OWNER, ["app", "signal", "x"]).exits(0);
+    assert_eq!(pid(&d, "app"), Some(first));
+    d.ask(OWNER, ["app", "reload"]).exits(0);
+    let second = pid(&d, "app").unwrap();
+    assert!(second != first && !lives(first));
+    d.ask(OWNER, ["app", "restart"]).exits(0);
+    assert!(pid(&d, "app").unwrap() != second && !lives(second));
+
+    // Ended by the signal that stop sent: that counts as 0.
+    d.ask(OWNER, ["app", "stop"]).exits(0);
+    assert_eq!(
+        d.ask(OWNER, ["app", "status"]).exits(1).text(),
+        "not running\n"
+    );
+    // A restart of what does not run starts it.
+    d.ask(OWNER, ["app", "restart"]).exits(0);
+    d.ask(OWNER, ["app", "status"]).exits(0);
+}
+
+#[test]
+fn scripts_take_the_place_of_the_default_actions() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\n\
+         cmd-start = trap 'echo hup >> @S@/trace' HUP; trap 'exit 7' TERM; echo up >> @S@/trace; while :; do sleep 0.1; done\n\
+         cmd-reload = kill -HUP $PID; exit 4\n\
+         cmd-status = echo \"pid $PID\"; test -n \"$PID\" || exit 9\n\
+         cmd-stop = echo stop >> @S@/trace; kill -TERM $PID\n\
+         [prog-stubborn]\n\
+         cmd-start = exec sleep 1000\n\
+         cmd-stop = echo no >> @S@/trace\n\
+         stop-timeout = 0.3\n",
+    );
+    let d = site.start();
+    assert_eq!(d.ask(OWNER, ["app", "status"]).exits(9).text(), "pid \n");
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.await_trace("up", 1);
+    let first = pid(&d, "app").unwrap();
+    assert_eq!(
+        d.ask(OWNER, ["app", "status"]).exits(0).text(),
+        format!("pid {first}\n")
+    );
+    d.ask(OWNER, ["app", "reload"]).exits(4);
+    d.await_trace("hup", 1);
+    assert_eq!(pid(&d, "app"), Some(first));
+    // The status of the program, not of the script.
+    d.ask(OWNER, ["app", "stop"]).exits(7);
+    assert_eq!(d.trace().iter().filter(|l| *l == "stop").count(), 1);
+    // A script that does not stop it has its time, then it is stopped without.
+    d.ask(OWNER, ["stubborn", "start"]).exits(0);
+    d.ask(OWNER, ["stubborn", "stop"]).exits(0);
+    assert!(d.trace().contains(&"no".to_owned()));
+}
+
+/// L4: and nothing of the tree is left.
+#[test]
+fn l4_a_program_that_ignores_term_is_killed_with_its_tree() {
+    for cgroup in ["auto", "off"] {
+        let site = Site::new();
+        site.configure(&format!(
+            "cgroup = {cgroup}\n[prog-app]\nstop-timeout = 0.3\n\
+             cmd-start = trap '' TERM; (trap '' TERM; setsid sleep 1000) & echo $! > @S@/child; echo up >> @S@/trace; while :; do sleep 0.1; done\n",
+        ));
+        let d = site.start();
+        d.ask(OWNER, ["app", "start"]).exits(0);
+        d.await_trace("up", 1);
+        let child: i32 = fs::read_to_string(d.path("shared/child"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(lives(child));
+        let stop = d.ask(OWNER, ["app", "stop"]).exits(137);
+        assert!(stop.errors().contains("SIGKILL"), "{stop:?}");
+        assert!(!lives(child), "cgroup = {cgroup}");
+        assert!(d.others().is_empty(), "cgroup = {cgroup}: {:?}", d.others());
+    }
+}
+
+#[test]
+fn workers_of_a_program_that_died_are_gone_before_it_is_started_again() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nrestart-delay = 0.1\nstop-timeout = 20\n\
+         cmd-start = sh -c 'trap \"rmdir @S@/lock; exit\" TERM; mkdir @S@/lock || echo OVERLAP >> @S@/trace; \
+         echo up >> @S@/trace; while :; do sleep 0.05; done' & read _ < @S@/gate; exit 1\n",
+    );
+    let gate = site.gate("gate");
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    for times in 1..4 {
+        d.await_trace("up", times);
+        gate.open(1);
+    }
+    d.await_trace("up", 4);
+    assert!(
+        !d.trace().contains(&"OVERLAP".to_owned()),
+        "{:?}",
+        d.trace()
+    );
+    assert!(listed(&d, "app")["service"]["restarts"].as_u64() >= Some(3));
+}
+
+/// L14.
+#[test]
+fn l14_a_crash_loop_is_given_up_and_said() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\ncmd-start = echo up >> @S@/trace; exit 3\n\
+         restart = on-failure\nrestart-backoff = 0.05s..0.1s\nrestart-max = 3 in 1h\n\
+         [prog-once]\ncmd-start = echo once >> @S@/trace\nrestart = on-failure\n\
+         [prog-plain]\ncmd-start = echo plain >> @S@/trace; exit 1\n",
+    );
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    await_status(&d, "app", "failed");
+    assert_eq!(d.trace().iter().filter(|l| *l == "up").count(), 4);
+    assert!(d.log().contains("app has failed"));
+    let said = d.ask(OWNER, ["app", "status"]).exits(1);
+    assert!(said.errors().contains("ended too often"), "{said:?}");
+    let table = d.ask(OWNER, ["LIST"]).exits(0).text();
+    assert!(
+        table.contains("failed") && table.contains("exited with status 3"),
+        "{table}"
+    );
+    // By hand it goes on, with a clean slate.
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.await_trace("up", 8);
+    await_status(&d, "app", "failed");
+    // Success is no failure; and without a word about it nothing is started again.
+    for program in ["once", "plain"] {
+        d.ask(OWNER, [program, "start"]).exits(0);
+        await_status(&d, program, "stopped");
+        assert_eq!(d.trace().iter().filter(|l| *l == program).count(), 1);
+    }
+}
+
+#[test]
+fn what_cannot_be_started_says_why_at_once() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\ncmd-start = exec sleep 10\ncwd = @D@/missing\nrestart = always\n\
+         [prog-none]\ncmd-stop = true\n",
+    );
+    let d = site.start();
+    let start = d.ask(OWNER, ["app", "start"]).exits(126);
+    assert!(start.errors().contains("missing"), "{start:?}");
+    assert_eq!(status(&d, "app"), "stopped");
+    let none = d.ask(OWNER, ["none", "start"]).exits(125);
+    assert!(none.errors().contains("no cmd-start"), "{none:?}");
+}
+
+/// L2: and what it does meanwhile is not lost.
+#[test]
+fn l2_a_program_outlives_its_daemon() {
+    let site = Site::new();
+    site.configure("[prog-app]\ncmd-start = echo up; read _ < @S@/gate; echo down; exit 5\n");
+    let gate = site.gate("gate");
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    let first = pid(&d, "app").unwrap();
+    d.kill_daemon();
+    d.await_ready();
+    assert_eq!(pid(&d, "app"), Some(first));
+    d.ask(OWNER, ["app", "start"]).exits(1);
+    gate.open(1);
+    await_status(&d, "app", "stopped");
+    let row = d.ended(1);
+    assert_eq!(
+        (&row["action"], &row["exit_code"]),
+        (&"start".into(), &5.into())
+    );
+    assert_eq!(d.output(1), b"up\ndown\n");
+    // Stopped by hand after a crash of the daemon: its rights and its stop are the same.
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.kill_daemon();
+    d.await_ready();
+    d.ask(OWNER, ["app", "stop"]).exits(0);
+}
+
+#[test]
+fn what_was_stopped_stays_stopped_and_what_was_up_comes_up_again() {
+    let site = Site::new();
+    site.configure(
+        "[prog-one]\ncmd-start = exec sleep 1000\nautostart = yes\n\
+         [prog-two]\ncmd-start = exec sleep 1000\nautostart = 2\n\
+         [prog-hand]\ncmd-start = exec sleep 1000\n\
+         [prog-never]\ncmd-start = exec sleep 1000\n",
+    );
+    let d = site.start();
+    for (program, wanted) in [("one", "running"), ("two", "running"), ("hand", "stopped")] {
+        await_status(&d, program, wanted);
+    }
+    d.ask(OWNER, ["one", "stop"]).exits(0);
+    d.ask(OWNER, ["hand", "start"]).exits(0);
+    d.kill_daemon();
+    d.await_ready();
+    assert_eq!(status(&d, "one"), "stopped");
+    assert!(d.stop().success());
+    d.await_strays();
+    d.start_again();
+    for program in ["two", "hand"] {
+        await_status(&d, program, "running");
+    }
+    for program in ["one", "never"] {
+        assert_eq!(status(&d, program), "stopped", "{program}");
+    }
+}
+
+#[test]
+fn groups_say_which_programs_come_up_with_the_daemon() {
+    for (option, running) in [("no", 0), ("1", 1), ("2", 2), ("yes", 3)] {
+        let site = Site::new();
+        site.configure(
+            "do-autostart = 1\n\
+             [prog-one]\ncmd-start = exec sleep 1000\nautostart = yes\n\
+             [prog-two]\ncmd-start = exec sleep 1000\nautostart = 2\n\
+             [prog-three]\ncmd-start = exec sleep 1000\nautostart = 3\n\
+             [prog-none]\ncmd-start = exec sleep 1000\nautostart = no\n",
+        );
+        site.option("-A");
+        site.option(option);
+        let d = site.start();
+        let up = || {
+            let text = d.ask(OWNER, ["LIST", "--json"]).exits(0).text();
+            text.lines()
+                .filter(|l| l.contains(r#""status":"running""#))
+                .count()
+        };
+        wait_for("the programs are up", || (up() == running).then_some(()));
+        assert_eq!(status(&d, "none"), "stopped");
+    }
+}
+
+#[test]
+fn each_action_has_its_own_rights() {
+    root_only!(each_action_has_its_own_rights);
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\ncmd-start = exec sleep 1000\ncmd-migrate = echo done\n\
+         allow-uid = 54321\nuid-stop = none\nuid-status = 54321, 54323\nuid-migrate = 54323\n",
+    );
+    let d = site.start();
+    d.ask(ALICE, ["app", "start"]).exits(0);
+    d.ask(ALICE, ["app", "kill", "0"]).exits(125);
+    for refused in [["app", "stop"], ["app", "migrate"]] {
+        let stop = d.ask(ALICE, refused).exits(125);
+        assert!(
+            stop.errors().contains("no such program, or not allowed"),
+            "{stop:?}"
+        );
+    }
+    assert_eq!(d.ask(CAROL, ["app", "migrate"]).exits(0).text(), "done\n");
+    assert_eq!(d.ask(CAROL, ["app", "status"]).exits(0).text(), "running\n");
+    d.ask(CAROL, ["app", "restart"]).exits(125);
+    let may = d.ask(CAROL, ["CAN"]).exits(0).text();
+    assert_eq!(may, "app status\napp migrate\n");
+    // Signals go under the right `signal`.
+    d.ask(ALICE, ["app", "kill", "TERM"]).exits(0);
+    await_status(&d, "app", "stopped");
+    d.ask(CAROL, ["app", "kill", "TERM"]).exits(125);
+}
+
+#[test]
+fn a_removed_program_lingers_and_can_be_stopped_by_whoever_could() {
+    root_only!(a_removed_program_lingers_and_can_be_stopped_by_whoever_could);
+    let site = Site::new();
+    let section = "[prog-app]\ncmd-start = exec sleep 1000\nallow-uid = 54321\nrestart = always\n";
+    site.configure(section);
+    let d = site.start();
+    d.ask(ALICE, ["app", "start"]).exits(0);
+    let first = pid(&d, "app").unwrap();
+    d.configure("[prog-other]\ncmd-start = exec sleep 1000\nallow-uid = 54321\n");
+    d.ask(OWNER, ["-r"]).exits(0);
+    assert_eq!(listed(&d, "app")["state"], "lingering");
+    assert_eq!(pid(&d, "app"), Some(first));
+    d.ask(ALICE, ["app", "status"]).exits(0);
+    d.ask(ALICE, ["app", "restart"]).exits(125);
+    d.ask(CAROL, ["app", "stop"]).exits(125);
+    d.ask(ALICE, ["app", "stop"]).exits(0);
+    assert_eq!(listed(&d, "app"), Value::Null);
+    // One that ends by itself is not started again, and is forgotten.
+    d.configure(section);
+    d.ask(OWNER, ["-r"]).exits(0);
+    d.ask(ALICE, ["app", "start"]).exits(0);
+    d.configure("");
+    d.ask(OWNER, ["-r"]).exits(0);
+    d.ask(OWNER, ["app", "kill", "KILL"]).exits(0);
+    wait_for("it is forgotten", || {
+        listed(&d, "app").is_null().then_some(())
+    });
+}
+
+#[test]
+fn a_reload_leaves_programs_alone_and_says_which_are_older_than_their_settings() {
+    let site = Site::new();
+    let one = "[prog-one]\ncmd-start = exec sleep 1000\n";
+    site.configure(&format!("{one}[prog-two]\ncmd-start = exec sleep 1000\n"));
+    let d = site.start();
+    for program in ["one", "two"] {
+        d.ask(OWNER, [program, "start"]).exits(0);
+    }
+    let before = (pid(&d, "one"), pid(&d, "two"));
+    d.configure(&format!(
+        "{one}[prog-two]\ncmd-start = exec sleep 1001\n[prog-new]\ncmd-start = exec sleep 1000\nautostart = yes\n"
+    ));
+    d.ask(OWNER, ["-r"]).exits(0);
+    await_status(&d, "new", "running");
+    assert_eq!((pid(&d, "one"), pid(&d, "two")), before);
+    assert_eq!(listed(&d, "one")["service"]["outdated"], false);
+    assert_eq!(listed(&d, "two")["service"]["outdated"], true);
+    let said = d.ask(OWNER, ["two", "status"]).exits(0);
+    assert!(said.errors().contains("restart it"), "{said:?}");
+    d.ask(OWNER, ["two", "restart"]).exits(0);
+    assert_eq!(listed(&d, "two")["service"]["outdated"], false);
+}
+
+#[test]
+fn a_deploy_script_may_restart_its_own_program() {
+    let site = Site::new();
+    site.configure(
+        "allow-uid = 5\n[prog-app]\ncmd-start = exec sleep 1000\n\
+         cmd-run = @D@/deployer --socket @D@/socket app restart && echo deployed\n",
+    );
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    let first = pid(&d, "app").unwrap();
+    assert_eq!(d.ask(OWNER, ["RUN", "app"]).exits(0).text(), "deployed\n");
+    assert!(pid(&d, "app").unwrap() != first && !lives(first));
+}
+
+#[test]
+fn a_stop_that_comes_in_the_middle_of_a_start_counts() {
+    let site = Site::new();
+    site.configure("[prog-app]\ncmd-start = exec sleep 1000\nrestart = always\n");
+    let d = site.start();
+    for _ in 0..10 {
+        let start = d.background(OWNER, ["app", "start"]);
+        let restart = d.background(OWNER, ["app", "restart"]);
+        let stop = d.background(OWNER, ["app", "stop"]);
+        for client in [start, restart, stop] {
+            let done = client.done();
+            assert!(matches!(done.code(), Some(0 | 1)), "{done:?}");
+        }
+        let code = d.ask(OWNER, ["app", "stop"]).code();
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+        assert_eq!(status(&d, "app"), "stopped");
+        assert!(d.others().is_empty(), "{:?}", d.others());
+    }
+}
