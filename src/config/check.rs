@@ -64,6 +64,7 @@ pub fn check(text: &[u8], path: &Path, names: &dyn Names, is_root: bool) -> Chec
         names,
         is_root,
         global_lists: Vec::new(),
+        after: BTreeMap::new(),
         report: Report {
             diagnostics: scan.diagnostics,
         },
@@ -86,6 +87,8 @@ struct Checker<'a> {
     is_root: bool,
     /// Where the global lists are.
     global_lists: Vec<Place>,
+    /// Where the section at a line says what it comes after.
+    after: BTreeMap<usize, Place>,
     report: Report,
 }
 
@@ -151,11 +154,57 @@ impl Checker<'_> {
                 programs.insert(name, Arc::new(program));
             }
         }
+        self.order(&programs);
         Config {
             global,
             programs,
             script: Arc::new(script),
             lingering: BTreeMap::new(),
+        }
+    }
+
+    /// Programs come after others that there are, and not after themselves.
+    fn order(&mut self, programs: &BTreeMap<ProgramName, Arc<Program>>) {
+        for (name, program) in programs {
+            let Some(place) = self.after.get(&program.line).copied() else {
+                continue;
+            };
+            let known =
+                |first: &&ProgramName| !programs.get(*first).is_some_and(|p| p.is_supervised());
+            if let Some(missing) = program.after.iter().find(known) {
+                let message = format!("there is no supervised program {missing}");
+                let help = Some("name sections with a cmd-start".to_owned());
+                self.error(Code::BadValue, place, message, help);
+            }
+            // Along everything that has to be up first, back to the program itself.
+            let mut ahead: Vec<Vec<&ProgramName>> =
+                program.after.iter().map(|first| vec![first]).collect();
+            let mut seen: Vec<&ProgramName> = Vec::new();
+            while let Some(path) = ahead.pop() {
+                let Some(last) = path.last().copied() else {
+                    continue;
+                };
+                if last == name {
+                    let way: Vec<&str> = path.iter().map(|n| n.as_str()).collect();
+                    let message = format!("{name} comes after itself: {name}, {}", way.join(", "));
+                    let help = Some("remove one of these from `after`".to_owned());
+                    self.error(Code::BadValue, place, message, help);
+                    break;
+                }
+                if seen.contains(&last) {
+                    continue;
+                }
+                seen.push(last);
+                for next in programs
+                    .get(last)
+                    .map(|p| p.after.as_slice())
+                    .unwrap_or_default()
+                {
+                    let mut path = path.clone();
+                    path.push(next);
+                    ahead.push(path);
+                }
+            }
         }
     }
 
@@ -277,6 +326,11 @@ impl Checker<'_> {
         let mut draft = template.clone();
         draft.program.line = line;
         let keys = self.keys(section, Scope::Program);
+        for (key, entry) in &keys {
+            if *key == Key::After {
+                self.after.insert(line, place_of_key(entry));
+            }
+        }
         let actions: Vec<(ActionName, bool, &Entry)> = keys
             .iter()
             .filter_map(|(key, entry)| match key {

@@ -4,17 +4,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::diag::{Place, Report};
+use super::diag::{Place, Report, quote};
 use super::ini::Entry;
 use super::inputs;
 use super::keys::Key;
 use super::model::{
-    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, Pause, Program, RecordFailure,
-    Restart, RestartWhen, Retention, RunAs, RunUser,
+    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, Pause, Program, Ready,
+    RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser,
 };
 use super::people::{Names, groups, run_group, run_user, users};
 use super::values::{self, Bad, Bounds};
-use crate::ids::{ActionName, Gid, Uid};
+use crate::ids::{ActionName, Gid, ProgramName, Uid};
 
 /// The daemon's settings where the file says nothing.
 pub(super) fn default_global() -> Global {
@@ -68,6 +68,10 @@ pub(super) fn default_program() -> Program {
             pause: Pause::Doubling(Duration::from_millis(500), Duration::from_secs(60)),
             most: Some((10, Duration::from_secs(300))),
         },
+        after: Vec::new(),
+        ready: None,
+        ready_timeout: Duration::from_secs(60),
+        watchdog: None,
         log_max_size: 1 << 30,
         log_keep: Retention {
             count: Some(100),
@@ -283,6 +287,19 @@ impl Reader<'_> {
             Key::RestartDelay => draft.delay = self.value(entry, values::restart_delay(v)),
             Key::RestartBackoff => draft.backoff = self.value(entry, values::durations(v)),
             Key::RestartMax => draft.most = self.value(entry, values::rate(v)),
+            Key::After => p.after = self.programs(entry),
+            Key::Ready => {
+                p.ready = self.value(entry, values::ready(v));
+                if let Some(Ready::Command(command)) = &p.ready {
+                    // Run as an action of its own, until it succeeds.
+                    let command = format!("until {{ {command}\n}}; do sleep 0.2\ndone");
+                    if let Ok(ready) = ActionName::new("ready") {
+                        p.commands.insert(ready, command);
+                    }
+                }
+            }
+            Key::ReadyTimeout => self.set(entry, values::duration(v), &mut p.ready_timeout),
+            Key::Watchdog => self.set(entry, values::optional_duration(v), &mut p.watchdog),
             Key::LogMaxSize => self.set(entry, values::size(v), &mut p.log_max_size),
             Key::LogKeep => self.set(entry, values::retention(v, Bounds::Logs), &mut p.log_keep),
             Key::HistoryKeep => {
@@ -304,6 +321,24 @@ impl Reader<'_> {
             | Key::Cgroup
             | Key::DoAutostart => {}
         }
+    }
+
+    /// Names of programs.
+    fn programs(&mut self, entry: &Entry) -> Vec<ProgramName> {
+        let mut names = Vec::new();
+        for item in values::items(&entry.value) {
+            match ProgramName::new(item.text) {
+                Ok(name) => names.push(name),
+                Err(e) => {
+                    let message = format!("the program name {} {e}", quote(item.text));
+                    self.bad(
+                        entry,
+                        Bad::new(message, "name programs of this file").at(&item),
+                    );
+                }
+            }
+        }
+        names
     }
 
     fn uids(&mut self, entry: &Entry) -> Allowed<Uid> {

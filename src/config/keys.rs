@@ -102,6 +102,10 @@ pub enum Key {
     RestartDelay,
     RestartBackoff,
     RestartMax,
+    After,
+    Ready,
+    ReadyTimeout,
+    Watchdog,
     LogMaxSize,
     LogKeep,
     HistoryKeep,
@@ -196,6 +200,10 @@ const KEYS: &[KeySpec] = {
         row("restart-delay", Both, Nothing(Key::RestartDelay)),
         row("restart-backoff", Both, Nothing(Key::RestartBackoff)),
         row("restart-max", Both, Nothing(Key::RestartMax)),
+        row("after", Program, Nothing(Key::After)),
+        row("ready", Program, Nothing(Key::Ready)),
+        row("ready-timeout", Both, Nothing(Key::ReadyTimeout)),
+        row("watchdog", Program, Nothing(Key::Watchdog)),
         row("log-max-size", Both, Nothing(Key::LogMaxSize)),
         row("log-keep", Both, Nothing(Key::LogKeep)),
         row("history-keep", Both, Nothing(Key::HistoryKeep)),
@@ -206,8 +214,6 @@ const KEYS: &[KeySpec] = {
 /// is told so instead of being offered a similar word.
 const LATER_ACTIONS: &[&str] = &["update"];
 const LATER_KEYS: &[&str] = &[
-    "after",
-    "ready",
     "tty",
     "source",
     "deploy-dir",

@@ -117,6 +117,14 @@ pub struct Program {
     pub autostart: Option<u32>,
     /// When it is started again by itself, and how.
     pub restart: Restart,
+    /// What has to be up before it is started, and down after it.
+    pub after: Vec<ProgramName>,
+    /// How it says that it is ready; none: it is as soon as it has a process.
+    pub ready: Option<Ready>,
+    /// How long it may take to be ready.
+    pub ready_timeout: Duration,
+    /// It is ended when it has not been heard of for so long.
+    pub watchdog: Option<Duration>,
     /// The largest log of one run, in bytes.
     pub log_max_size: u64,
     /// Which logs are kept.
@@ -275,6 +283,19 @@ pub enum Leftovers {
     Kill,
     /// The run goes on until they are gone.
     Wait,
+}
+
+/// How a supervised program says that it is ready (`ready`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    /// By the protocol of `sd_notify`.
+    Notify,
+    /// By a newline on this descriptor.
+    Fd(i32),
+    /// By listening on this port of the machine itself.
+    Tcp(u16),
+    /// By this command's success.
+    Command(String),
 }
 
 /// When a supervised program that ended is started again.

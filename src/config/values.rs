@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::diag::{Code, quote};
-use super::model::{Limit, Resource, Retention};
+use super::model::{Limit, Ready, Resource, Retention};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,6 +235,34 @@ pub(super) fn rate(value: &str) -> Result<Option<(u32, Duration)>, Bad> {
         return Err(bad());
     }
     Ok(Some((times, time)))
+}
+
+/// `notify`, `fd:N`, `tcp:PORT` or `cmd:COMMAND`.
+pub(super) fn ready(value: &str) -> Result<Ready, Bad> {
+    let bad = || {
+        Bad::new(
+            format!("{} is no way to be ready", quote(value)),
+            "write `notify`, `fd:3`, `tcp:8080` or `cmd:COMMAND`",
+        )
+    };
+    if value == "notify" {
+        return Ok(Ready::Notify);
+    }
+    let (kind, rest) = value.split_once(':').ok_or_else(bad)?;
+    match kind {
+        "fd" => number(rest)
+            .filter(|n| (3..=1000).contains(n))
+            .and_then(|n| i32::try_from(n).ok())
+            .map(Ready::Fd)
+            .ok_or_else(bad),
+        "tcp" => number(rest)
+            .and_then(|n| u16::try_from(n).ok())
+            .filter(|port| *port > 0)
+            .map(Ready::Tcp)
+            .ok_or_else(bad),
+        "cmd" if !rest.trim().is_empty() => Ok(Ready::Command(rest.trim().to_owned())),
+        _ => Err(bad()),
+    }
 }
 
 /// `4096`, `64M`, `1GiB`: bytes; K, M, G and T count in steps of 1024.

@@ -17,7 +17,8 @@ use super::InForce;
 use super::clock::Moment;
 use super::effects::{Hands, LiveRun, SpawnFailure};
 use super::front::chain;
-use crate::config::model::{KillMode, Leftovers, Program, RecordFailure, RestartWhen};
+use super::signs::Signs;
+use crate::config::model::{KillMode, Leftovers, Program, Ready, RecordFailure, RestartWhen};
 use crate::engine::service::{
     Answer, Ask, Cause, Policy, ServiceEffect, ServiceEvent, Services, State, Ticket,
 };
@@ -62,6 +63,10 @@ pub enum Msg {
     Ask(Ask, Box<Order>, Waiter),
     /// Somebody who may sends the program's process a signal; whether there is one.
     Signal(ProgramName, i32, oneshot::Sender<bool>),
+    /// The process of a program is ready.
+    Ready(ProgramName, RunId),
+    /// The process of a program has not been heard of for too long.
+    Hung(ProgramName, RunId),
     /// Supervision begins: what was wanted of programs before this daemon came.
     Supervise(Box<Wanted>),
     /// Somebody wants to see a run that may be live, and to be told its end.
@@ -273,6 +278,8 @@ pub struct Actor {
     services: Services,
     /// The process of each supervised program, and what it was told to be started with.
     processes: HashMap<ProgramName, RunId>,
+    /// Runs that end well when the process of a program is ready.
+    questions: HashMap<RunId, (ProgramName, RunId)>,
     asked: HashMap<ProgramName, Box<Order>>,
     asked_to_stop: HashMap<ProgramName, Box<Order>>,
     /// How the last process of each ended.
@@ -307,6 +314,7 @@ impl Actor {
             effects: Vec::new(),
             services: Services::default(),
             processes: HashMap::new(),
+            questions: HashMap::new(),
             asked: HashMap::new(),
             asked_to_stop: HashMap::new(),
             last_exits: HashMap::new(),
@@ -375,7 +383,14 @@ impl Actor {
             let policy = policy_of(&order.spec);
             let program = order.program.clone();
             self.asked.insert(program.clone(), Box::new(order.clone()));
-            self.supervise(ServiceEvent::Adopted { program, policy });
+            self.supervise(ServiceEvent::Adopted {
+                program: program.clone(),
+                policy,
+            });
+            if let Some((signs, over)) = run.signs.take().zip(run.pidfd.clone()) {
+                self.hands
+                    .heed(signs, &program, id, order.spec.watchdog, over);
+            }
         }
         let closed = run.without_output();
         self.hands.attend(id, &mut run);
@@ -523,6 +538,20 @@ impl Actor {
                     crate::sys::process::signal(pidfd, signal);
                 }
                 let _ = answer.send(pidfd.is_some());
+            }
+            Msg::Ready(program, run) => {
+                if self.processes.get(&program) == Some(&run) {
+                    self.supervise(ServiceEvent::Ready { program });
+                }
+            }
+            Msg::Hung(program, run) => {
+                if let Some((entry, live)) = self.process_of(&program)
+                    && self.processes.get(&program) == Some(&run)
+                {
+                    let time = entry.order.spec.watchdog.unwrap_or_default();
+                    error!("{program} has not been heard of for {time:?}, and is ended");
+                    self.hands.kill(run, live, true);
+                }
             }
             Msg::Supervise(wanted) => self.begin_supervision(*wanted),
             Msg::CloseStdin(run) => {
@@ -833,6 +862,7 @@ impl Actor {
             "run {id} of {} started for {}", entry.order.program, entry.order.by.user
         );
         let (started_at, waiters) = (*started_at, std::mem::take(waiters));
+        let signs = live.signs.take();
         self.hands.attend(id, &mut live);
         entry.stage = Stage::Live {
             started_at,
@@ -847,7 +877,10 @@ impl Actor {
             .then(|| entry.order.program.clone());
         self.feed(Event::Started { run: id });
         if let Some(program) = service {
-            self.supervise(ServiceEvent::Started { program });
+            self.supervise(ServiceEvent::Started {
+                program: program.clone(),
+            });
+            self.await_ready(program, id, signs);
         }
     }
 
@@ -1130,6 +1163,12 @@ impl Actor {
                 request,
             });
         }
+        if let Some((program, of)) = self.questions.remove(&id)
+            && finish.outcome == Outcome::Succeeded
+            && self.processes.get(&program) == Some(&of)
+        {
+            self.supervise(ServiceEvent::Ready { program });
+        }
         let service = order.is_service().then(|| order.program.clone());
         let began = live.is_some();
         self.ends.push(End { id, order, finish });
@@ -1254,6 +1293,48 @@ impl Actor {
         self.processes.insert(program, id);
     }
 
+    /// Has somebody look out for the signs of a process that is ready.
+    fn await_ready(&mut self, program: ProgramName, id: RunId, signs: Option<Signs>) {
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        let spec = Arc::clone(&entry.order.spec);
+        let over = match &entry.stage {
+            Stage::Live { run, .. } => run.pidfd.clone(),
+            _ => None,
+        };
+        if let Some((signs, over)) = signs.zip(over) {
+            self.hands.heed(signs, &program, id, spec.watchdog, over);
+        }
+        match &spec.ready {
+            Some(Ready::Tcp(port)) => {
+                let patience = spec.ready_timeout;
+                self.hands.await_port(*port, program, id, patience);
+            }
+            Some(Ready::Command(_)) => {
+                let Ok(action) = ActionName::new("ready") else {
+                    return;
+                };
+                let order = Order {
+                    action,
+                    by: self.itself(),
+                    reason: None,
+                    requested_at: Moment::now(),
+                    key: None,
+                    args: Vec::new(),
+                    ..(*entry.order).clone()
+                };
+                // One for a former process would speak of that.
+                if let Some(former) = self.engine.current(&order.lane()) {
+                    self.feed(Event::CancelRequested { run: former });
+                }
+                let run = self.register(Box::new(order), None);
+                self.questions.insert(run, (program, id));
+            }
+            Some(Ready::Notify | Ready::Fd(_)) | None => {}
+        }
+    }
+
     /// The daemon as one who asks.
     fn itself(&self) -> By {
         By {
@@ -1296,6 +1377,15 @@ impl Actor {
     ) {
         if self.processes.get(&program) == Some(&id) {
             self.processes.remove(&program);
+        }
+        let asking: Vec<RunId> = self
+            .questions
+            .iter()
+            .filter(|(_, (_, of))| *of == id)
+            .map(|(run, _)| *run)
+            .collect();
+        for run in asking {
+            self.feed(Event::CancelRequested { run });
         }
         let exit = match ending {
             Ending::Exited(exit) | Ending::Stopped(_, exit) => exit,
@@ -1344,6 +1434,20 @@ impl Actor {
                 Some(failure) => (failure.status, Some(failure.message)),
                 None => (1, Some(format!("{program} was not started"))),
             },
+            Answer::NotReady(None) => {
+                let time = asked.map_or(Duration::ZERO, |o| o.spec.ready_timeout);
+                let message = format!(
+                    "{program} was not ready within {time:?}, and was ended; `deployer LOGS {program}` may show why"
+                );
+                (1, Some(message))
+            }
+            Answer::NotReady(Some(exit)) => {
+                let message = format!(
+                    "{program} {} before it was ready; `deployer LOGS {program}` may show why",
+                    said(exit)
+                );
+                (1, Some(message))
+            }
             Answer::Stopped(exit) => match exit {
                 Exit::Code(code) => (code, None),
                 Exit::Signal(signal) if Some(signal) == stop_signal => (0, None),
@@ -1376,7 +1480,7 @@ impl Actor {
         let in_force = Arc::clone(&self.in_force);
         self.wanted = wanted.known;
         let live: HashSet<ProgramName> = self.services.with_process().cloned().collect();
-        for (program, spec) in &in_force.config.programs {
+        for (program, spec) in in_order(&in_force.config.programs) {
             if !spec.is_supervised() || live.contains(program) {
                 continue;
             }
@@ -1413,7 +1517,7 @@ impl Actor {
             let program = program.clone();
             self.supervise(ServiceEvent::Reconfigured { program, policy });
         }
-        for (program, spec) in &now.config.programs {
+        for (program, spec) in in_order(&now.config.programs) {
             let is_new = !old.config.programs.contains_key(program);
             let group = spec.autostart.unwrap_or(u32::MAX);
             let auto = spec.autostart.is_some() && group <= now.config.global.do_autostart;
@@ -1450,7 +1554,8 @@ impl Actor {
         let last = self.last_exits.get(program).copied();
         let (word, next) = match service {
             State::Down => ("stopped", None),
-            State::Starting { .. } => ("starting", None),
+            State::Held(_) => ("waiting", None),
+            State::Starting { .. } | State::Waking { .. } => ("starting", None),
             State::Up(_) => ("running", None),
             State::Stopping { .. } => ("stopping", None),
             State::Pausing(at) => {
@@ -1539,12 +1644,40 @@ pub fn terms_of(order: &Order) -> Terms {
     }
 }
 
+/// Programs, each behind those that it comes after.
+fn in_order(programs: &BTreeMap<ProgramName, Arc<Program>>) -> Vec<(&ProgramName, &Arc<Program>)> {
+    let mut sorted: Vec<(&ProgramName, &Arc<Program>)> = Vec::new();
+    let mut placed: HashSet<&ProgramName> = HashSet::new();
+    let mut left: Vec<_> = programs.iter().collect();
+    while !left.is_empty() {
+        let before = left.len();
+        left.retain(|(name, spec)| {
+            let waits = |first: &ProgramName| {
+                programs.contains_key(first) && !placed.contains(first) && first != *name
+            };
+            if spec.after.iter().any(waits) {
+                return true;
+            }
+            placed.insert(name);
+            sorted.push((name, spec));
+            false
+        });
+        if left.len() == before {
+            // A circle, which the configuration's check refuses.
+            sorted.append(&mut left);
+        }
+    }
+    sorted
+}
+
 /// What the supervision has to know of a program.
 fn policy_of(spec: &Program) -> Policy {
     let script = ActionName::new("stop").is_ok_and(|stop| spec.command(&stop).is_some());
     Policy {
         restart: spec.restart,
         stop_script: script.then_some(spec.stop_timeout),
+        ready: spec.ready.is_some().then_some(spec.ready_timeout),
+        after: spec.after.clone(),
     }
 }
 

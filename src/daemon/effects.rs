@@ -18,6 +18,7 @@ use super::actor::{Msg, Notices, Order, Waiter};
 use super::clock::Moment;
 use super::front::chain;
 use super::rows;
+use super::signs::{self, Signs};
 use crate::config::model::{Program, RecordFailure, Retention};
 use crate::engine::Exit;
 use crate::ids::{LaneName, ProgramName, RunId};
@@ -67,6 +68,8 @@ pub struct LiveRun {
     pub output: Option<PumpRun>,
     /// Who can be asked how its process ended.
     pub parent: Parent,
+    /// How it says that it is ready, and that it is well.
+    pub signs: Option<Signs>,
 }
 
 /// Whose child a run's process is.
@@ -269,6 +272,25 @@ impl Hands {
                 let _ = notices.send(Notice::Reply(Box::new(reply)));
             }
         });
+    }
+
+    /// Heeds what a process says of itself: that it is ready, that it is well.
+    pub fn heed(
+        &self,
+        signs: Signs,
+        program: &ProgramName,
+        run: RunId,
+        watchdog: Option<Duration>,
+        over: Arc<OwnedFd>,
+    ) {
+        let (actor, program) = (self.actor.clone(), program.clone());
+        tokio::spawn(signs::heed(signs, actor, program, run, watchdog, over));
+    }
+
+    /// Reports that a process is ready when something listens on the port.
+    pub fn await_port(&self, port: u16, program: ProgramName, run: RunId, patience: Duration) {
+        let actor = self.actor.clone();
+        tokio::spawn(signs::await_port(actor, port, program, run, patience));
     }
 
     /// Keeps which programs are to be up, for the next daemon.
@@ -660,6 +682,7 @@ struct Ready {
     paths: (PathBuf, PathBuf),
     limit: u64,
     group: Option<RunGroup>,
+    signs: Option<Signs>,
 }
 
 fn failed(message: String, status: i32) -> SpawnFailure {
@@ -697,6 +720,12 @@ impl Job {
         } else {
             (spawn::null().map_err(spawn_failed)?, None)
         };
+        let (signs, means) = if order.is_service() {
+            let prepared = signs::prepare(spec, identity.uid);
+            prepared.map_err(|e| failed(format!("cannot listen for its signs: {e}"), 126))?
+        } else {
+            (None, signs::Means::default())
+        };
         let started = ToKeeper::Started {
             run: self.id.0,
             pid: 0,
@@ -718,6 +747,7 @@ impl Job {
                 inputs: &order.inputs,
             },
             args: &order.args,
+            more: &means.env,
             identity: &identity,
             nofile: self.surroundings.nofile,
         };
@@ -725,6 +755,7 @@ impl Job {
             stdin,
             stdout,
             stderr,
+            extra: means.extra,
         };
         let process = spawn::prepare(&plan, &stdio, report).map_err(spawn_failed)?;
         let groups = self.surroundings.cgroups.as_ref();
@@ -745,6 +776,7 @@ impl Job {
             paths,
             limit,
             group,
+            signs,
         })
     }
 
@@ -765,6 +797,7 @@ impl Job {
             paths,
             limit,
             group,
+            signs,
         } = ready;
         let mut to_park = vec![out.as_fd(), err.as_fd()];
         to_park.extend(stdin.as_ref().map(AsFd::as_fd));
@@ -796,6 +829,7 @@ impl Job {
             stdin,
             output: Some(output),
             parent: Parent::Daemon,
+            signs,
         }))
     }
 

@@ -18,6 +18,7 @@ pub mod main;
 pub mod names;
 pub mod recover;
 pub mod rows;
+mod signs;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -444,6 +444,11 @@ impl Recovery<'_> {
             parked,
             output,
             parent,
+            signs: if order.is_service() {
+                super::signs::resume(pid)
+            } else {
+                None
+            },
         })
     }
 

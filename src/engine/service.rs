@@ -5,12 +5,15 @@
 //! program is *wanted* to be (up or down) is apart from what it *is*.
 //!
 //! ```text
-//!            Asked(Start)             Started
-//!   Down ──────────────────▶ Starting ─────────▶ Up ───────────▶ Stopping ──▶ Down, or Starting
-//!    ▲                          ▲  │ NotStarted   │ Ended   Asked(Stop, Restart)
-//!    │                          │  ▼              ▼
-//!    └── Asked(Stop) ──────── Pausing ◀───────────┘   too often: Failed
+//!        Asked(Start)                     Started            Ready
+//!   Down ────────────▶ Held ──▶ Starting ─────────▶ Waking ────────▶ Up ──▶ Stopping ──▶ Down, or Held
+//!    ▲                  ▲          │ NotStarted        │ Ended        │  Asked(Stop, Restart)
+//!    │                  │          ▼                   ▼              ▼
+//!    └─ Asked(Stop) ── Pausing ◀──────────────────────────────────────┘   too often: Failed
 //! ```
+//!
+//! A program is held while one that it comes `after` is on its way up. Without `ready` it is up
+//! as soon as it has a process. When the daemon stops, programs go down in the opposite order.
 //!
 //! # Invariants (tested with random histories below)
 //!
@@ -18,6 +21,8 @@
 //! 2. A program that was stopped is launched by nothing but another request.
 //! 3. Every request is answered exactly once.
 //! 4. No timer lies in the past after a tick.
+//! 5. Nothing is launched while something that it comes after is on its way up; in a shutdown
+//!    nothing is halted while something that comes after it has a process.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -44,12 +49,16 @@ pub enum Ask {
 }
 
 /// What of a program's configuration matters here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// When it is started again.
     pub restart: Restart,
     /// It is stopped by a script of its own, which has so long.
     pub stop_script: Option<Duration>,
+    /// It says when it is ready, and has so long for it.
+    pub ready: Option<Duration>,
+    /// What has to be up first.
+    pub after: Vec<ProgramName>,
 }
 
 /// What has happened. Past tense.
@@ -76,6 +85,11 @@ pub enum ServiceEvent {
     /// The process of a launch exists.
     Started {
         /// Of which program.
+        program: ProgramName,
+    },
+    /// It is ready.
+    Ready {
+        /// Which program.
         program: ProgramName,
     },
     /// The process of a launch could not be made.
@@ -121,6 +135,8 @@ pub enum Answer {
     AlreadyUp,
     /// It could not be started.
     NotStarted,
+    /// It was not ready in time, or ended like this before it was.
+    NotReady(Option<Exit>),
     /// It is down, and its process ended like this.
     Stopped(Exit),
     /// It was not up.
@@ -179,6 +195,8 @@ pub enum ServiceEffect {
 pub enum State {
     /// Nothing is there.
     Down,
+    /// It is to be launched when what it comes after is up.
+    Held(Cause),
     /// It was launched; `stop` came meanwhile, and whether it is to come up again after that.
     Starting {
         /// See there.
@@ -186,14 +204,21 @@ pub enum State {
         /// Why it was launched.
         cause: Cause,
     },
-    /// Its process is there, since then.
+    /// Its process is there, and has this long to be ready.
+    Waking {
+        /// Since when it is there.
+        since: Instant,
+        /// When its time is over.
+        until: Instant,
+    },
+    /// Its process is there, since then, and ready.
     Up(Instant),
     /// Its process is to end.
     Stopping {
         /// When the script that stops it has had its time.
         halt_at: Option<Instant>,
-        /// Whether it comes up again.
-        again: bool,
+        /// What comes then.
+        then: Then,
     },
     /// It has ended, and is launched again then.
     Pausing(Instant),
@@ -201,14 +226,36 @@ pub enum State {
     Failed,
 }
 
+/// What comes after the end of a process that was told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Down,
+    /// It is launched again.
+    Again,
+    /// It counts as having ended by itself: it had not become ready.
+    Failure,
+}
+
 impl State {
     /// Whether there is, or may be, a process.
     #[must_use]
     pub fn has_process(self) -> bool {
-        matches!(
-            self,
-            Self::Starting { .. } | Self::Up(_) | Self::Stopping { .. }
-        )
+        match self {
+            Self::Starting { .. } | Self::Waking { .. } | Self::Up(_) | Self::Stopping { .. } => {
+                true
+            }
+            Self::Down | Self::Held(_) | Self::Pausing(_) | Self::Failed => false,
+        }
+    }
+
+    /// Whether it is on its way up: what comes after it waits.
+    fn is_coming(self) -> bool {
+        match self {
+            Self::Held(_) | Self::Starting { .. } | Self::Waking { .. } | Self::Pausing(_) => true,
+            Self::Stopping { then, .. } => then != Then::Down,
+            Self::Down | Self::Up(_) | Self::Failed => false,
+        }
     }
 }
 
@@ -242,7 +289,12 @@ impl Services {
         let timer = |service: &Service| match service.state {
             State::Pausing(at) => Some(at),
             State::Stopping { halt_at, .. } => halt_at,
-            State::Down | State::Starting { .. } | State::Up(_) | State::Failed => None,
+            State::Waking { until, .. } => Some(until),
+            State::Down
+            | State::Held(_)
+            | State::Starting { .. }
+            | State::Up(_)
+            | State::Failed => None,
         };
         self.services.values().filter_map(timer).min()
     }
@@ -275,14 +327,9 @@ impl Services {
                 }
                 let service = self.service(&program, policy);
                 match ask {
-                    Ask::Start => service.start(&program, ticket, false, out),
-                    Ask::Restart => service.start(&program, ticket, true, out),
-                    Ask::Stop => service.stop(&program, ticket, out),
-                }
-                if let Some(service) = self.services.get_mut(&program)
-                    && ask != Ask::Start
-                {
-                    service.begin_stop_if_due(now, &program, out);
+                    Ask::Start => service.start(now, &program, ticket, false, out),
+                    Ask::Restart => service.start(now, &program, ticket, true, out),
+                    Ask::Stop => service.stop(now, &program, ticket, out),
                 }
             }
             ServiceEvent::Adopted { program, policy } => {
@@ -293,37 +340,97 @@ impl Services {
                     service.started(now, &program, out);
                 }
             }
+            ServiceEvent::Ready { program } => {
+                if let Some(service) = self.services.get_mut(&program)
+                    && let State::Waking { since, .. } = service.state
+                {
+                    service.state = State::Up(since);
+                    answer_all(&mut service.starts, Answer::Started, out);
+                }
+            }
             ServiceEvent::NotStarted { program } => {
                 let down = self.shutting_down;
                 if let Some(service) = self.services.get_mut(&program) {
                     service.not_started(now, &program, down, out);
                 }
-                self.forget_if_removed(&program);
+                self.forget_if_removed(&program, out);
             }
             ServiceEvent::Ended { program, exit } => {
                 let down = self.shutting_down;
                 if let Some(service) = self.services.get_mut(&program) {
                     service.ended(now, &program, exit, down, out);
                 }
-                self.forget_if_removed(&program);
+                self.forget_if_removed(&program, out);
             }
             ServiceEvent::Reconfigured { program, policy } => {
                 if let Some(service) = self.services.get_mut(&program) {
                     service.removed = policy.is_none();
-                    service.policy = policy.unwrap_or(service.policy);
+                    if let Some(policy) = policy {
+                        service.policy = policy;
+                    }
                 }
-                self.forget_if_removed(&program);
+                self.forget_if_removed(&program, out);
             }
             ServiceEvent::ShutdownBegan => {
                 self.shutting_down = true;
-                for (program, service) in &mut self.services {
-                    service.shut_down(now, program, out);
+                for service in self.services.values_mut() {
+                    service.shut_down(out);
                 }
             }
             ServiceEvent::Ticked => {
                 for (program, service) in &mut self.services {
                     service.tick(now, program, out);
                 }
+            }
+        }
+        if self.shutting_down {
+            self.halt_in_order(now, out);
+        } else {
+            self.launch_in_order(out);
+        }
+    }
+
+    /// Launches what waits for nothing any more.
+    fn launch_in_order(&mut self, out: &mut Vec<ServiceEffect>) {
+        let held = |s: &Service| matches!(s.state, State::Held(_));
+        if !self.services.values().any(held) {
+            return;
+        }
+        let coming: Vec<ProgramName> = self
+            .services
+            .iter()
+            .filter(|(_, s)| s.state.is_coming())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for (program, service) in &mut self.services {
+            let free = !service
+                .policy
+                .after
+                .iter()
+                .any(|first| coming.contains(first));
+            if let (true, State::Held(cause)) = (free, service.state) {
+                service.state = State::Starting { stop: None, cause };
+                out.push(ServiceEffect::Launch {
+                    program: program.clone(),
+                    cause,
+                });
+            }
+        }
+    }
+
+    /// In a shutdown: ends what nothing that is there comes after.
+    fn halt_in_order(&mut self, now: Instant, out: &mut Vec<ServiceEffect>) {
+        let needed: Vec<ProgramName> = self
+            .services
+            .values()
+            .filter(|s| s.state.has_process())
+            .flat_map(|s| s.policy.after.iter().cloned())
+            .collect();
+        for (program, service) in &mut self.services {
+            let up = matches!(service.state, State::Up(_) | State::Waking { .. });
+            if up && !needed.contains(program) {
+                answer_all(&mut service.starts, Answer::ShuttingDown, out);
+                service.halt(now, program, Then::Down, true, out);
             }
         }
     }
@@ -333,7 +440,7 @@ impl Services {
             .services
             .entry(program.clone())
             .or_insert_with(|| Service {
-                policy,
+                policy: policy.clone(),
                 removed: false,
                 state: State::Down,
                 starts: Vec::new(),
@@ -346,10 +453,12 @@ impl Services {
         service
     }
 
-    fn forget_if_removed(&mut self, program: &ProgramName) {
+    fn forget_if_removed(&mut self, program: &ProgramName, out: &mut Vec<ServiceEffect>) {
         let gone = |s: &Service| s.removed && !s.state.has_process();
-        if self.services.get(program).is_some_and(gone) {
-            self.services.remove(program);
+        if self.services.get(program).is_some_and(gone)
+            && let Some(mut service) = self.services.remove(program)
+        {
+            answer_all(&mut service.starts, Answer::NotStarted, out);
         }
     }
 }
@@ -367,28 +476,40 @@ fn answer_all(tickets: &mut Vec<Ticket>, answer: Answer, out: &mut Vec<ServiceEf
 }
 
 impl Service {
-    fn launch(&mut self, program: &ProgramName, cause: Cause, out: &mut Vec<ServiceEffect>) {
-        self.state = State::Starting { stop: None, cause };
-        out.push(ServiceEffect::Launch {
-            program: program.clone(),
-            cause,
+    /// Has its process ended: by its script, where it has one and may use it, else by a signal.
+    fn halt(
+        &mut self,
+        now: Instant,
+        program: &ProgramName,
+        then: Then,
+        politely: bool,
+        out: &mut Vec<ServiceEffect>,
+    ) {
+        let program = program.clone();
+        let script = self.policy.stop_script.filter(|_| politely);
+        out.push(match script {
+            Some(_) => ServiceEffect::RunStopScript { program },
+            None => ServiceEffect::Halt { program },
         });
+        let halt_at = script.map(|patience| now + patience);
+        self.state = State::Stopping { halt_at, then };
     }
 
     /// Start, or with `anew` restart.
     fn start(
         &mut self,
+        now: Instant,
         program: &ProgramName,
         ticket: Option<Ticket>,
         anew: bool,
         out: &mut Vec<ServiceEffect>,
     ) {
-        match &mut self.state {
-            State::Up(_) if !anew => return answer(ticket, Answer::AlreadyUp, out),
-            State::Starting { stop: None, .. } if !anew => {
-                return answer(ticket, Answer::AlreadyUp, out);
-            }
-            _ => {}
+        let runs = matches!(
+            self.state,
+            State::Up(_) | State::Waking { .. } | State::Starting { stop: None, .. }
+        );
+        if runs && !anew {
+            return answer(ticket, Answer::AlreadyUp, out);
         }
         out.push(ServiceEffect::Remember {
             program: program.clone(),
@@ -399,27 +520,21 @@ impl Service {
             State::Down | State::Failed | State::Pausing(_) => {
                 (self.attempt, self.restarts) = (0, 0);
                 self.again_at.clear();
-                self.launch(program, Cause::Asked, out);
+                self.state = State::Held(Cause::Asked);
             }
             // It is as new as it can be.
-            State::Starting { stop: None, .. } => {}
+            State::Held(_) | State::Starting { stop: None, .. } => {}
             State::Starting { stop, .. } => *stop = Some(true),
-            // Begun by `begin_stop_if_due`.
-            State::Up(_) => {
-                self.state = State::Stopping {
-                    halt_at: None,
-                    again: true,
-                };
-                out.push(ServiceEffect::Halt {
-                    program: program.clone(),
-                });
+            State::Waking { .. } | State::Up(_) => {
+                self.halt(now, program, Then::Again, true, out);
             }
-            State::Stopping { again, .. } => *again = true,
+            State::Stopping { then, .. } => *then = Then::Again,
         }
     }
 
     fn stop(
         &mut self,
+        now: Instant,
         program: &ProgramName,
         ticket: Option<Ticket>,
         out: &mut Vec<ServiceEffect>,
@@ -430,68 +545,43 @@ impl Service {
         });
         match &mut self.state {
             State::Down => return answer(ticket, Answer::AlreadyDown, out),
-            State::Failed | State::Pausing(_) => {
+            State::Failed | State::Pausing(_) | State::Held(_) => {
                 self.state = State::Down;
+                answer_all(&mut self.starts, Answer::Overtaken, out);
                 return answer(ticket, Answer::NotAgain, out);
             }
             State::Starting { stop, .. } => *stop = Some(false),
-            State::Up(_) => {
-                self.state = State::Stopping {
-                    halt_at: None,
-                    again: false,
-                };
-                out.push(ServiceEffect::Halt {
-                    program: program.clone(),
-                });
+            State::Waking { .. } | State::Up(_) => {
+                answer_all(&mut self.starts, Answer::Overtaken, out);
+                self.halt(now, program, Then::Down, true, out);
             }
-            State::Stopping { again, .. } => {
-                *again = false;
+            State::Stopping { then, .. } => {
+                *then = Then::Down;
                 answer_all(&mut self.starts, Answer::Overtaken, out);
             }
         }
         self.stops.extend(ticket);
     }
 
-    /// A halt that was just decided is left to the program's own script first, if it has one.
-    fn begin_stop_if_due(
-        &mut self,
-        now: Instant,
-        program: &ProgramName,
-        out: &mut [ServiceEffect],
-    ) {
-        let halt = ServiceEffect::Halt {
-            program: program.clone(),
-        };
-        if let (Some(patience), State::Stopping { halt_at, .. }) =
-            (self.policy.stop_script, &mut self.state)
-            && let Some(place) = out.iter().position(|e| *e == halt)
-        {
-            *halt_at = Some(now + patience);
-            out[place] = ServiceEffect::RunStopScript {
-                program: program.clone(),
-            };
-        }
-    }
-
     fn started(&mut self, now: Instant, program: &ProgramName, out: &mut Vec<ServiceEffect>) {
         let State::Starting { stop, .. } = self.state else {
             return;
         };
-        self.state = State::Up(now);
-        if let Some(again) = stop {
-            self.state = State::Stopping {
-                halt_at: None,
-                again,
-            };
-            out.push(ServiceEffect::Halt {
-                program: program.clone(),
-            });
-            self.begin_stop_if_due(now, program, out);
-            if again {
-                return;
+        match (stop, self.policy.ready) {
+            (Some(true), _) => self.halt(now, program, Then::Again, true, out),
+            (Some(false), _) => {
+                answer_all(&mut self.starts, Answer::Started, out);
+                self.halt(now, program, Then::Down, true, out);
+            }
+            (None, Some(patience)) => {
+                let until = now + patience;
+                self.state = State::Waking { since: now, until };
+            }
+            (None, None) => {
+                self.state = State::Up(now);
+                answer_all(&mut self.starts, Answer::Started, out);
             }
         }
-        answer_all(&mut self.starts, Answer::Started, out);
     }
 
     fn not_started(
@@ -521,16 +611,24 @@ impl Service {
         out: &mut Vec<ServiceEffect>,
     ) {
         match self.state {
-            State::Stopping { again, .. } => {
+            State::Stopping { then, .. } => {
                 self.state = State::Down;
                 answer_all(&mut self.stops, Answer::Stopped(exit), out);
                 if shutting_down {
                     answer_all(&mut self.starts, Answer::ShuttingDown, out);
-                } else if again && !self.removed {
-                    self.launch(program, Cause::Asked, out);
+                } else if then == Then::Again && !self.removed {
+                    self.state = State::Held(Cause::Asked);
                 } else {
                     answer_all(&mut self.starts, Answer::NotStarted, out);
+                    if then == Then::Failure {
+                        self.go_on(now, program, Exit::Unknown, shutting_down, out);
+                    }
                 }
+            }
+            State::Waking { .. } => {
+                self.state = State::Down;
+                answer_all(&mut self.starts, Answer::NotReady(Some(exit)), out);
+                self.go_on(now, program, exit, shutting_down, out);
             }
             State::Up(since) => {
                 self.state = State::Down;
@@ -539,7 +637,11 @@ impl Service {
                 }
                 self.go_on(now, program, exit, shutting_down, out);
             }
-            State::Down | State::Starting { .. } | State::Pausing(_) | State::Failed => {}
+            State::Down
+            | State::Held(_)
+            | State::Starting { .. }
+            | State::Pausing(_)
+            | State::Failed => {}
         }
     }
 
@@ -587,33 +689,33 @@ impl Service {
         self.state = State::Pausing(now + pause);
     }
 
-    fn shut_down(&mut self, now: Instant, program: &ProgramName, out: &mut Vec<ServiceEffect>) {
+    /// What is up is ended by [`Services::halt_in_order`].
+    fn shut_down(&mut self, out: &mut Vec<ServiceEffect>) {
         match &mut self.state {
-            State::Down | State::Failed => {}
+            State::Down | State::Failed | State::Up(_) | State::Waking { .. } => {}
             State::Pausing(_) => self.state = State::Down,
-            State::Starting { stop, .. } => *stop = Some(false),
-            State::Stopping { again, .. } => {
-                *again = false;
+            State::Held(_) => {
+                self.state = State::Down;
                 answer_all(&mut self.starts, Answer::ShuttingDown, out);
             }
-            State::Up(_) => {
-                self.state = State::Stopping {
-                    halt_at: None,
-                    again: false,
-                };
-                out.push(ServiceEffect::Halt {
-                    program: program.clone(),
-                });
-                self.begin_stop_if_due(now, program, out);
+            State::Starting { stop, .. } => *stop = Some(false),
+            State::Stopping { then, .. } => {
+                *then = Then::Down;
+                answer_all(&mut self.starts, Answer::ShuttingDown, out);
             }
         }
     }
 
     fn tick(&mut self, now: Instant, program: &ProgramName, out: &mut Vec<ServiceEffect>) {
-        match &mut self.state {
-            State::Pausing(at) if *at <= now => self.launch(program, Cause::Ended, out),
-            State::Stopping { halt_at, .. } if halt_at.is_some_and(|at| at <= now) => {
-                *halt_at = None;
+        match self.state {
+            State::Pausing(at) if at <= now => self.state = State::Held(Cause::Ended),
+            State::Waking { until, .. } if until <= now => {
+                answer_all(&mut self.starts, Answer::NotReady(None), out);
+                self.halt(now, program, Then::Failure, false, out);
+            }
+            State::Stopping { halt_at, then } if halt_at.is_some_and(|at| at <= now) => {
+                let halt_at = None;
+                self.state = State::Stopping { halt_at, then };
                 out.push(ServiceEffect::Halt {
                     program: program.clone(),
                 });
@@ -644,6 +746,22 @@ mod tests {
                 most: Some((3, second * 60)),
             },
             stop_script: script.then_some(second * 2),
+            ready: None,
+            after: Vec::new(),
+        }
+    }
+
+    /// The first comes after the second, which says when it is ready.
+    fn policy_of(n: u8) -> Policy {
+        let whens = [
+            RestartWhen::Always,
+            RestartWhen::OnFailure,
+            RestartWhen::Never,
+        ];
+        Policy {
+            ready: (n == 1).then_some(Duration::from_secs(3)),
+            after: if n == 0 { vec![name(1)] } else { Vec::new() },
+            ..policy(whens[n as usize], n == 1)
         }
     }
 
@@ -660,6 +778,7 @@ mod tests {
         answers: HashMap<Ticket, Answer>,
         next: Ticket,
         log: Vec<ServiceEffect>,
+        ordered: bool,
     }
 
     impl World {
@@ -674,13 +793,37 @@ mod tests {
                 answers: HashMap::new(),
                 next: 1,
                 log: Vec::new(),
+                ordered: false,
             }
         }
 
         fn feed(&mut self, event: ServiceEvent) {
             let mut out = Vec::new();
+            let before = self.services.state(&name(1)).0;
             self.services.handle(self.now, event.clone(), &mut out);
+            let (first, second) = (
+                self.services.state(&name(0)).0,
+                self.services.state(&name(1)).0,
+            );
             for effect in &out {
+                if let ServiceEffect::Launch { program, .. } = effect
+                    && *program == name(0)
+                    && self.ordered
+                {
+                    assert!(
+                        !second.is_coming(),
+                        "launched before the other is up: {second:?}"
+                    );
+                }
+                if let ServiceEffect::Halt { program } | ServiceEffect::RunStopScript { program } =
+                    effect
+                    && *program == name(1)
+                    && self.ordered
+                    && event == ServiceEvent::ShutdownBegan
+                    && matches!(before, State::Up(_))
+                {
+                    assert!(!first.has_process(), "halted before what comes after it");
+                }
                 match effect {
                     ServiceEffect::Launch { program, cause } => {
                         assert!(!self.alive.contains(program), "launched while it is up");
@@ -749,10 +892,16 @@ mod tests {
         /// Every process is made or ends as it is told to: then nobody waits any longer.
         fn settle(&mut self) {
             for _ in 0..200 {
+                if self.open.is_empty() {
+                    return;
+                }
                 for n in 0..3 {
                     self.made(n, true);
-                    if let (State::Stopping { .. }, _) = self.services.state(&name(n)) {
-                        self.end(n, Exit::Signal(15));
+                    match self.services.state(&name(n)).0 {
+                        State::Stopping { .. } => self.end(n, Exit::Signal(15)),
+                        State::Waking { .. } => self.feed(ServiceEvent::Ready { program: name(n) }),
+                        State::Pausing(_) => self.pass(Duration::from_secs(60)),
+                        _ => {}
                     }
                 }
             }
@@ -766,6 +915,7 @@ mod tests {
         Made(u8, bool),
         End(u8, bool),
         Pass(u8),
+        Ready(u8),
         Remove(u8),
         Shutdown,
     }
@@ -778,24 +928,26 @@ mod tests {
             6 => (program(), prop::bool::weighted(0.8)).prop_map(|(n, well)| Act::Made(n, well)),
             4 => (program(), any::<bool>()).prop_map(|(n, well)| Act::End(n, well)),
             4 => (0..20_u8).prop_map(Act::Pass),
+            4 => program().prop_map(Act::Ready),
             1 => program().prop_map(Act::Remove),
             1 => Just(Act::Shutdown),
         ]
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(3000))]
+        #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn random_histories_keep_the_invariants(acts in prop::collection::vec(act(), 1..80)) {
             let mut world = World::new();
-            let whens = [RestartWhen::Always, RestartWhen::OnFailure, RestartWhen::Never];
+            world.ordered = true;
             for act in acts {
                 match act {
                     Act::Ask(n, ask) => {
-                        world.ask(n, ask, policy(whens[n as usize], n == 1));
+                        world.ask(n, ask, policy_of(n));
                     }
                     Act::Made(n, well) => world.made(n, well),
                     Act::End(n, well) => world.end(n, Exit::Code(i32::from(!well))),
+                    Act::Ready(n) => world.feed(ServiceEvent::Ready { program: name(n) }),
                     Act::Pass(halves) => world.pass(Duration::from_millis(500) * u32::from(halves)),
                     Act::Remove(n) => world.feed(ServiceEvent::Reconfigured {
                         program: name(n),
@@ -896,5 +1048,44 @@ mod tests {
         w.made(0, true);
         w.end(0, Exit::Code(0));
         assert_eq!(w.services.state(&name(0)), (State::Down, 0));
+    }
+
+    #[test]
+    fn one_that_comes_after_another_waits_until_that_is_ready() {
+        let mut w = World::new();
+        let second = w.ask(1, Ask::Start, policy_of(1));
+        let first = w.ask(0, Ask::Start, policy_of(0));
+        assert!(!w.making.contains(&name(0)));
+        w.made(1, true);
+        assert!(w.answers.is_empty() && !w.making.contains(&name(0)));
+        w.feed(ServiceEvent::Ready { program: name(1) });
+        assert_eq!(w.answers[&second], Answer::Started);
+        w.made(0, true);
+        assert_eq!(w.answers[&first], Answer::Started);
+        // And goes down first.
+        w.feed(ServiceEvent::ShutdownBegan);
+        assert!(matches!(w.services.state(&name(1)).0, State::Up(_)));
+        w.end(0, Exit::Signal(15));
+        assert!(matches!(
+            w.services.state(&name(1)).0,
+            State::Stopping { .. }
+        ));
+    }
+
+    #[test]
+    fn one_that_is_not_ready_in_time_has_failed() {
+        let mut w = World::new();
+        let ticket = w.ask(1, Ask::Start, policy_of(1));
+        w.made(1, true);
+        w.pass(Duration::from_secs(3));
+        assert_eq!(w.answers[&ticket], Answer::NotReady(None));
+        assert!(w.log.contains(&ServiceEffect::Halt { program: name(1) }));
+        w.end(1, Exit::Code(0));
+        assert!(matches!(w.services.state(&name(1)), (State::Pausing(_), 1)));
+        // What ends before it is ready has failed as well.
+        w.pass(Duration::from_secs(1));
+        w.made(1, true);
+        w.end(1, Exit::Code(4));
+        assert!(matches!(w.services.state(&name(1)), (State::Pausing(_), 2)));
     }
 }

@@ -23,6 +23,8 @@ pub struct Stdio {
     pub stdout: OwnedFd,
     /// 2
     pub stderr: OwnedFd,
+    /// Another one, and its number.
+    pub extra: Option<(OwnedFd, RawFd)>,
 }
 
 /// Why a run has no process.
@@ -135,6 +137,8 @@ pub struct Plan<'a> {
     pub facts: Facts<'a>,
     /// Arguments.
     pub args: &'a [String],
+    /// Further variables.
+    pub more: &'a [(String, String)],
     /// Who it is; see [`Identity::resolve`].
     pub identity: &'a Identity,
     /// The soft limit of open files that children get.
@@ -198,6 +202,7 @@ pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Read
         (None, None) => PathBuf::from("/"),
     };
     let mut env = environment(spec, plan.identity, &plan.facts);
+    env.extend(plan.more.iter().cloned());
     if shortcut.is_some() && !env.contains_key("PWD") {
         // As the shell would.
         env.insert("PWD".to_owned(), cwd.display().to_string());
@@ -211,6 +216,7 @@ pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Read
             stdio.stdout.as_raw_fd(),
             stdio.stderr.as_raw_fd(),
         ],
+        extra: stdio.extra.as_ref().map(|(fd, to)| (fd.as_raw_fd(), *to)),
         report,
         umask: spec.umask,
         limits: limits(spec, plan.nofile),

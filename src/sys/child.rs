@@ -76,6 +76,9 @@ pub enum Image {
 pub struct Child {
     /// Standard input, output, error; none below 3.
     pub stdio: [RawFd; 3],
+    /// A further descriptor, and its number in the child. The number is neither that of an
+    /// [`Image::Fd`] nor its own.
+    pub extra: Option<(RawFd, RawFd)>,
     /// See [`PidReport`].
     pub report: PidReport,
     /// File mode creation mask.
@@ -283,6 +286,13 @@ unsafe fn steps(prepared: &mut Prepared<'_>) -> Failure {
                 libc::CLOSE_RANGE_CLOEXEC as c_long
             )
         );
+
+        if let Some((from, to)) = child.extra {
+            try_step!(
+                Step::Descriptors,
+                libc::syscall(libc::SYS_dup3, from as c_long, to as c_long, 0 as c_long)
+            );
+        }
 
         if let Some(ids) = &child.ids {
             let failure = switch(ids);

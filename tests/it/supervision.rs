@@ -424,3 +424,154 @@ fn a_stop_that_comes_in_the_middle_of_a_start_counts() {
         assert!(d.others().is_empty(), "{:?}", d.others());
     }
 }
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[test]
+fn start_returns_when_the_program_says_that_it_is_ready() {
+    let port = free_port();
+    let ways = [
+        ("fd:3", "read _ < @S@/gate; echo >&3; exec sleep 1000".to_owned()),
+        (
+            "notify",
+            "read _ < @S@/gate; printf 'STATUS=up\\nREADY=1' | socat -u - ABSTRACT-SENDTO:${NOTIFY_SOCKET#@}; exec sleep 1000"
+                .to_owned(),
+        ),
+        ("cmd:test -e @S@/ok", "read _ < @S@/gate; touch @S@/ok; exec sleep 1000".to_owned()),
+        (
+            &*format!("tcp:{port}"),
+            format!("read _ < @S@/gate; exec socat TCP-LISTEN:{port},bind=127.0.0.1,fork SYSTEM:true"),
+        ),
+    ];
+    for (ready, command) in ways {
+        let site = Site::new();
+        site.configure(&format!(
+            "[prog-app]\nready = {ready}\ncmd-start = {command}\n"
+        ));
+        let gate = site.gate("gate");
+        let d = site.start();
+        let mut start = d.background(OWNER, ["app", "start"]);
+        await_status(&d, "app", "starting");
+        assert!(pid(&d, "app").is_some() && !start.is_over(), "{ready}");
+        gate.open(1);
+        start.done().exits(0);
+        assert_eq!(status(&d, "app"), "running", "{ready}");
+        // One of them catches the signal and exits with a status of its own.
+        assert!(matches!(
+            d.ask(OWNER, ["app", "stop"]).code(),
+            Some(0 | 143)
+        ));
+        assert!(d.others().is_empty(), "{ready}: {:?}", d.others());
+    }
+}
+
+#[test]
+fn what_is_not_ready_has_failed() {
+    let site = Site::new();
+    site.configure(
+        "[prog-late]\nready = fd:4\nready-timeout = 0.3\ncmd-start = exec sleep 1000\n\
+         [prog-dead]\nready = notify\ncmd-start = exit 6\n\
+         [prog-stopped]\nready = cmd:false\ncmd-start = exec sleep 1000\n",
+    );
+    let d = site.start();
+    let late = d.ask(OWNER, ["late", "start"]).exits(1);
+    assert!(late.errors().contains("not ready within 300ms"), "{late:?}");
+    await_status(&d, "late", "stopped");
+    let dead = d.ask(OWNER, ["dead", "start"]).exits(1);
+    assert!(
+        dead.errors()
+            .contains("exited with status 6 before it was ready"),
+        "{dead:?}"
+    );
+    let start = d.background(OWNER, ["stopped", "start"]);
+    await_status(&d, "stopped", "starting");
+    d.ask(OWNER, ["stopped", "stop"]).exits(0);
+    let start = start.done().exits(1);
+    assert!(start.errors().contains("asked to stop"), "{start:?}");
+    wait_for("nothing is left", || d.others().is_empty().then_some(()));
+}
+
+#[test]
+fn programs_come_up_in_order_and_go_down_in_the_opposite_one() {
+    let site = Site::new();
+    let program = |name: &str, after: &str| {
+        format!(
+            "[prog-{name}]\nautostart = yes\n{after}ready = fd:3\n\
+             cmd-start = trap 'echo {name} down >> @S@/trace; exit' TERM; echo {name} begins >> @S@/trace; sleep 0.1; \
+             echo {name} up >> @S@/trace; echo >&3; while :; do sleep 0.05; done\n"
+        )
+    };
+    // Their names are not in their order.
+    site.configure(
+        &[
+            program("a-web", "after = c-app, d-db\n"),
+            program("c-app", "after = d-db\n"),
+            program("d-db", ""),
+        ]
+        .concat(),
+    );
+    let d = site.start();
+    d.await_trace("a-web up", 1);
+    let up: Vec<String> = d.trace();
+    let order = ["d-db", "c-app", "a-web"];
+    let wanted: Vec<String> = order
+        .iter()
+        .flat_map(|n| [format!("{n} begins"), format!("{n} up")])
+        .collect();
+    assert_eq!(up, wanted);
+    assert!(d.stop().success());
+    let down: Vec<String> = d.trace().split_off(6);
+    let wanted: Vec<String> = order.iter().rev().map(|n| format!("{n} down")).collect();
+    assert_eq!(down, wanted);
+}
+
+#[test]
+fn circles_and_missing_programs_are_refused() {
+    let site = Site::new();
+    site.configure(
+        "[prog-a]\ncmd-start = true\nafter = b\n[prog-b]\ncmd-start = true\nafter = c a\n\
+         [prog-c]\ncmd-start = true\nafter = nobody\n[prog-d]\ncmd-start = true\nready = soon\n",
+    );
+    let config = site.config();
+    let check = site
+        .ask(OWNER, ["CHECK", "-c", config.to_str().unwrap()])
+        .exits(1);
+    let said = check.text() + &check.errors();
+    for part in [
+        "a comes after itself: a, b, a",
+        "b comes after itself: b, a, b",
+        "there is no supervised program nobody",
+        "is no way to be ready",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn a_program_that_hangs_is_ended_by_its_watchdog() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nready = notify\nwatchdog = 3\nrestart = always\nrestart-backoff = 0.1s..1s\n\
+         cmd-start = tell() { printf \"$1\" | socat -u - ABSTRACT-SENDTO:${NOTIFY_SOCKET#@}; }; \
+         test -n \"$WATCHDOG_USEC\" || exit 1; tell READY=1; echo up >> @S@/trace; \
+         for n in 1 2 3 4; do sleep 0.2; tell WATCHDOG=1; done; echo hangs >> @S@/trace; sleep 1000\n",
+    );
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.await_trace("up", 2);
+    assert_eq!(d.trace()[..3], ["up", "hangs", "up"]);
+    assert!(
+        d.log().contains("app has not been heard of for 3s"),
+        "{}",
+        d.log()
+    );
+    assert_eq!(d.history()[0]["signal"], "SIGKILL");
+    // Also by that of the daemon that comes after.
+    d.kill_daemon();
+    d.await_ready();
+    d.await_trace("up", 3);
+}
