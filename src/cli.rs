@@ -51,6 +51,13 @@ pub enum Command {
         /// The run.
         id: u64,
     },
+    /// `IMPORT`
+    Import {
+        /// Whose file it is.
+        kind: String,
+        /// The file.
+        file: PathBuf,
+    },
     /// `PROGRAM kill SIGNAL`
     Kill {
         /// The program.
@@ -61,7 +68,10 @@ pub enum Command {
     /// `CAN`
     Can(CanOptions),
     /// `CHECK`
-    Check,
+    Check {
+        /// What a reload would change.
+        diff: bool,
+    },
 }
 
 /// What `deployer -d` is given.
@@ -291,7 +301,19 @@ enum Verb {
     },
     /// Check a configuration file without touching the daemon
     #[command(name = "CHECK", alias = "check")]
-    Check,
+    Check {
+        /// For root: what a reload would change in the running daemon, and who gains or loses what
+        #[arg(long)]
+        diff: bool,
+    },
+    /// Turn another program's file into a configuration, and say what is different
+    #[command(name = "IMPORT", alias = "import")]
+    Import {
+        /// Whose file it is: procmgr, supervisord or sudoers
+        kind: String,
+        /// The file
+        file: PathBuf,
+    },
     #[command(external_subcommand)]
     Program(Vec<OsString>),
 }
@@ -406,12 +428,13 @@ where
             Some(Verb::History(o)) => Command::History(o),
             Some(Verb::Cancel { id }) => Command::Cancel { id },
             Some(Verb::Can(o)) => Command::Can(o),
+            Some(Verb::Import { kind, file }) => Command::Import { kind, file },
             Some(Verb::List { json }) => Command::List {
                 long: true,
                 nul: false,
                 json,
             },
-            Some(Verb::Check) => Command::Check,
+            Some(Verb::Check { diff }) => Command::Check { diff },
             Some(Verb::Program(words)) => program_line(words)?,
             None => {
                 return Err(Refusal::new(

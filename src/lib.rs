@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod ids;
+pub mod import;
 pub mod keeper;
 pub mod log;
 pub mod logging;

@@ -196,6 +196,75 @@ fn has_action(program: &Program, action: &ActionName) -> bool {
     keys::action(action.as_str()).is_some() || program.commands.contains_key(action)
 }
 
+/// What changes for one action of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RightsChange {
+    /// The program; none: scripts of the root directory without a section.
+    pub program: Option<ProgramName>,
+    /// The action.
+    pub action: ActionName,
+    /// Users and groups that may now, and could not before.
+    pub gained: (Vec<Uid>, Vec<Gid>),
+    /// Users and groups that may not any more.
+    pub lost: (Vec<Uid>, Vec<Gid>),
+}
+
+/// Who gains or loses which right if `new` takes the place of `old`. Users and groups are those of
+/// the lists; one who is in both kinds may be named although nothing changes for them.
+#[must_use]
+pub fn rights_changes(old: &Config, new: &Config) -> Vec<RightsChange> {
+    let mut changes = Vec::new();
+    let mut compare = |program: Option<&ProgramName>, old: &Program, new: &Program| {
+        let mut all = actions(old);
+        for action in actions(new) {
+            if !all.contains(&action) {
+                all.push(action);
+            }
+        }
+        for action in all {
+            let allowed = |spec: &Program| {
+                let there = actions(spec).contains(&action);
+                let lists = Lists::of(spec, action.as_str());
+                match there {
+                    true => (lists.users.list.ids.clone(), lists.groups.list.ids.clone()),
+                    false => (Vec::new(), Vec::new()),
+                }
+            };
+            let (before, after) = (allowed(old), allowed(new));
+            let gained = (without(&after.0, &before.0), without(&after.1, &before.1));
+            let lost = (without(&before.0, &after.0), without(&before.1, &after.1));
+            let none =
+                |(users, groups): &(Vec<Uid>, Vec<Gid>)| users.is_empty() && groups.is_empty();
+            if !none(&gained) || !none(&lost) {
+                changes.push(RightsChange {
+                    program: program.cloned(),
+                    action,
+                    gained,
+                    lost,
+                });
+            }
+        }
+    };
+    compare(None, &old.script, &new.script);
+    let names: std::collections::BTreeSet<&ProgramName> =
+        old.programs.keys().chain(new.programs.keys()).collect();
+    for name in names {
+        // Without a section it is what a script of that name would be.
+        let before = old.programs.get(name).unwrap_or(&old.script);
+        let after = new.programs.get(name).unwrap_or(&new.script);
+        compare(Some(name), before, after);
+    }
+    changes
+}
+
+fn without<T: Copy + PartialEq>(these: &[T], those: &[T]) -> Vec<T> {
+    these
+        .iter()
+        .copied()
+        .filter(|x| !those.contains(x))
+        .collect()
+}
+
 /// Whether the peer may do everything: root, and the user the daemon runs as.
 #[must_use]
 pub fn is_admin(owner: Uid, peer: &Peer) -> bool {

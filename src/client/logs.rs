@@ -5,15 +5,43 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
 use super::view::View;
-use super::{Connection, Exit, Problem, say, socket_path};
+use super::{Connection, Exit, Problem, say, socket_path, watched};
 use crate::cli::{LogsOptions, Target};
 use crate::log::{Lines, Reader, Stream};
 use crate::protocol::message::{LogsRequest, OutputWay, Reply, Request};
 
 /// `LOGS PROGRAM|ID`.
 pub fn logs(target: &Target, options: &LogsOptions) -> Result<Exit, Problem> {
+    let mut after = None;
+    loop {
+        let Some((id, action)) = one(target, options, after)? else {
+            return Ok(Exit::Status(0));
+        };
+        // The log of a supervised program goes on when it is started again.
+        let program = options.what.parse::<u64>().is_err();
+        let process = matches!(action.as_str(), "start" | "restart");
+        if !(options.follow && program && process) {
+            return Ok(Exit::Status(0));
+        }
+        if watched() {
+            say(&format!(
+                "{} has ended; its next start is waited for",
+                options.what
+            ));
+        }
+        after = Some(id);
+    }
+}
+
+/// Shows one run; which it was, and of which action.
+fn one(
+    target: &Target,
+    options: &LogsOptions,
+    after: Option<u64>,
+) -> Result<Option<(u64, String)>, Problem> {
     let id = options.what.parse::<u64>().ok();
     let request = LogsRequest {
+        after,
         program: if id.is_none() {
             Some(options.what.clone())
         } else {
@@ -69,7 +97,7 @@ pub fn logs(target: &Target, options: &LogsOptions) -> Result<Exit, Problem> {
                     let detail = run.detail.map(|d| format!(": {d}")).unwrap_or_default();
                     say(&format!("run {} is {}{detail}", run.id, run.outcome));
                 }
-                return Ok(Exit::Status(0));
+                return Ok(Some((run.id, run.action.clone())));
             }
             Reply::Outlook { .. } | Reply::Displaced => {}
             other => return Err(Problem::unexpected(&other)),

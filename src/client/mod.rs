@@ -8,6 +8,7 @@ mod check;
 mod connection;
 mod control;
 mod history;
+mod import;
 mod list;
 mod logs;
 mod run;
@@ -42,9 +43,10 @@ pub fn main(target: &Target, command: Command) -> Exit {
         Command::Logs(options) => logs::logs(target, &options),
         Command::History(options) => history::history(target, options),
         Command::Cancel { id } => control::cancel(target, id),
+        Command::Import { kind, file } => import::import(&kind, &file),
         Command::Kill { program, signal } => control::kill(target, program, &signal),
         Command::Can(options) => can::can(target, options),
-        Command::Check => check::check(target),
+        Command::Check { diff } => check::check(target, diff),
         Command::Test => control::test(target),
         Command::Stop => control::stop(target),
         Command::Reload => control::reload(target),

@@ -14,6 +14,13 @@ use ini::{Ini, ParseOption};
 
 use super::diag::{Code, Diagnostic, Place, Report, quote};
 
+/// Whether a text can stand in a list of names or numbers as it is.
+#[must_use]
+pub fn is_word(text: &str) -> bool {
+    let fit = |c: char| c.is_alphanumeric() || "._-+@$".contains(c);
+    !text.is_empty() && !text.starts_with('-') && text.chars().all(fit)
+}
+
 /// The sections of a file, in its order; the first is the global part, which has no header.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Document {

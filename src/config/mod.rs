@@ -33,6 +33,12 @@ use std::path::PathBuf;
 /// Where the daemon listens when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/var/run/deployer";
 
+/// Whether `env-NAME` can set this variable.
+#[must_use]
+pub fn may_be_set(name: &str) -> bool {
+    keys::lookup(&format!("env-{name}"), keys::Scope::Program).is_ok()
+}
+
 /// The number of a signal that somebody names.
 ///
 /// # Errors

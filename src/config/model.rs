@@ -146,6 +146,23 @@ impl Program {
         self.commands.contains_key(&ActionName::start())
     }
 
+    /// Whether what it starts is the same, wherever it stands in the file and whoever may use it.
+    #[must_use]
+    pub fn runs_like(&self, other: &Self) -> bool {
+        let bare = |program: &Self| {
+            let mut bare = program.clone();
+            bare.line = 0;
+            bare.allow = Allow::default();
+            bare.allow_action.clear();
+            bare.run_as.line = 0;
+            for run_as in bare.run_as_action.values_mut() {
+                run_as.line = 0;
+            }
+            bare
+        };
+        bare(self) == bare(other)
+    }
+
     /// Who the processes of `action` run as.
     #[must_use]
     pub fn run_as(&self, action: &ActionName) -> &RunAs {

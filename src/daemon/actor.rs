@@ -71,6 +71,8 @@ pub enum Msg {
     Supervise(Box<Wanted>),
     /// Somebody wants to see a run that may be live, and to be told its end.
     Watch(RunId, Waiter, oneshot::Sender<Option<Waiter>>),
+    /// Somebody wants to see the next process of a supervised program, after this run.
+    Next(ProgramName, RunId, Waiter),
     /// The state of these programs' lanes.
     Lanes(Vec<ProgramName>, oneshot::Sender<Vec<LaneState>>),
     /// Nobody came for the input of a run that a former daemon started.
@@ -278,6 +280,8 @@ pub struct Actor {
     services: Services,
     /// The process of each supervised program, and what it was told to be started with.
     processes: HashMap<ProgramName, RunId>,
+    /// Who wants to see the next process of a program.
+    onlookers: HashMap<ProgramName, Vec<Waiter>>,
     /// Runs that end well when the process of a program is ready.
     questions: HashMap<RunId, (ProgramName, RunId)>,
     asked: HashMap<ProgramName, Box<Order>>,
@@ -315,6 +319,7 @@ impl Actor {
             services: Services::default(),
             processes: HashMap::new(),
             questions: HashMap::new(),
+            onlookers: HashMap::new(),
             asked: HashMap::new(),
             asked_to_stop: HashMap::new(),
             last_exits: HashMap::new(),
@@ -530,6 +535,7 @@ impl Actor {
                 let states = names.iter().map(|name| self.state_of(name));
                 let _ = answer.send(states.collect());
             }
+            Msg::Next(program, after, waiter) => self.show_next(program, after, waiter),
             Msg::Ask(ask, order, waiter) => self.ask(ask, order, waiter),
             Msg::Signal(program, signal, answer) => {
                 let live = self.process_of(&program);
@@ -574,6 +580,9 @@ impl Actor {
             Msg::Reloaded(in_force) => self.reloaded(in_force),
             Msg::ShutDown(patience) => {
                 self.stopping = true;
+                for waiter in self.onlookers.drain().flat_map(|(_, waiters)| waiters) {
+                    waiter.last(error(ErrorCode::Stopping, "the daemon is stopping"));
+                }
                 self.supervise(ServiceEvent::ShutdownBegan);
                 self.feed(Event::ShutdownBegan {
                     stop_at: Instant::now() + patience,
@@ -838,6 +847,14 @@ impl Actor {
         else {
             return;
         };
+        let onlookers = match entry.order.is_service() {
+            true => self.onlookers.remove(&entry.order.program),
+            false => None,
+        };
+        for mut waiter in onlookers.into_iter().flatten() {
+            waiter.request = id;
+            waiters.push(waiter);
+        }
         let had_stdin = live.stdin.is_some();
         for waiter in waiters.iter() {
             let stdin = if waiter.request == id && waiter.stdin {
@@ -1293,6 +1310,24 @@ impl Actor {
         self.processes.insert(program, id);
     }
 
+    /// Lets somebody see the next process of a program: the one that is there, or that will be.
+    fn show_next(&mut self, program: ProgramName, after: RunId, mut waiter: Waiter) {
+        let current = self.processes.get(&program).copied();
+        if let Some(run) = current.filter(|run| *run > after) {
+            waiter.request = run;
+            match self.watch(run, waiter) {
+                None => return,
+                Some(back) => waiter = back,
+            }
+        }
+        if self.stopping {
+            return waiter.last(error(ErrorCode::Stopping, "the daemon is stopping"));
+        }
+        let onlookers = self.onlookers.entry(program).or_default();
+        onlookers.retain(|w| !w.notices.is_closed());
+        onlookers.push(waiter);
+    }
+
     /// Has somebody look out for the signs of a process that is ready.
     fn await_ready(&mut self, program: ProgramName, id: RunId, signs: Option<Signs>) {
         let Some(entry) = self.entries.get(&id) else {
@@ -1576,8 +1611,9 @@ impl Actor {
             next,
             lingering: !supervised,
             tree: process.map(|(_, live)| Arc::clone(&live.tree)),
-            outdated: process
-                .is_some_and(|(entry, _)| configured.is_some_and(|spec| *spec != entry.order.spec)),
+            outdated: process.is_some_and(|(entry, _)| {
+                configured.is_some_and(|spec| !spec.runs_like(&entry.order.spec))
+            }),
         });
         state
     }

@@ -14,9 +14,11 @@ use tracing::{info, warn};
 use super::InForce;
 use super::actor::{LaneState, Msg, Notices, Order, ServiceState, Waiter, said};
 use super::clock::Moment;
+use super::diff;
 use super::names::{self, Names};
 use super::rows;
 use crate::config::inputs::validate_inputs;
+use crate::config::load;
 use crate::config::model::{Args, Program};
 use crate::engine::Standing;
 use crate::engine::service::Ask;
@@ -94,6 +96,7 @@ impl Desk for Front {
                 Ok(())
             }
             Request::Reload => self.reload(&peer, &notices).await,
+            Request::Diff => self.diff(&peer, &notices).await,
             Request::Stop => self.stop(&peer, &notices),
         };
         if let Err(reply) = done {
@@ -427,6 +430,18 @@ impl Front {
         request: &LogsRequest,
         notices: &Notices,
     ) -> Result<(), Refusal> {
+        if let (Some(program), Some(after)) = (&request.program, request.after) {
+            let waiter = Waiter {
+                request: RunId(0),
+                notices: notices.clone(),
+                stdin: false,
+                detach: false,
+                plain: false,
+            };
+            let name = self.visible(peer, program)?;
+            self.send(Msg::Next(name, RunId(after), waiter));
+            return Ok(());
+        }
         let row = match (&request.program, request.id) {
             (_, Some(id)) => self.row(peer, RunId(id)).await?,
             (Some(program), None) => self.latest(peer, program).await?,
@@ -479,7 +494,26 @@ impl Front {
     async fn latest(&self, peer: &Peer, program: &str) -> Result<Row, Refusal> {
         let name = self.visible(peer, program)?;
         let wanted = name.clone();
-        let row = self.read(move |queries| queries.last_run(&wanted)).await?;
+        // Of a supervised program its processes are meant, not what was done to them.
+        let now = self.in_force();
+        let section = now.config.programs.get(&name);
+        let supervised = section.or(now.config.lingering.get(&name));
+        let supervised = supervised.is_some_and(|spec| spec.is_supervised());
+        let row = self
+            .read(move |queries| {
+                let restart = ActionName::new("restart").ok().filter(|_| supervised);
+                let Some(restart) = restart else {
+                    return queries.last_run(&wanted);
+                };
+                let started = queries.last_turn(&wanted, &ActionName::start())?;
+                let restarted = queries.last_turn(&wanted, &restart)?;
+                let newest = started.into_iter().chain(restarted);
+                match newest.max_by_key(|row| row.id) {
+                    Some(row) => Ok(Some(row)),
+                    None => queries.last_run(&wanted),
+                }
+            })
+            .await?;
         row.ok_or_else(|| refusal(ErrorCode::Refused, format!("{name} has not run yet")))
     }
 
@@ -703,6 +737,33 @@ impl Front {
             }
             Ok(Err(errors)) => Err(refusal(ErrorCode::BadConfig, errors)),
             Err(_) => Err(refusal(ErrorCode::Stopping, "the daemon is stopping")),
+        }
+    }
+
+    /// What a reload would change.
+    async fn diff(&self, peer: &Peer, notices: &Notices) -> Result<(), Refusal> {
+        self.admin(peer, "look at the configuration of")?;
+        let now = self.in_force();
+        let loaded = blocking(move || {
+            let loaded = load::load(&now.path)?;
+            let said = loaded.checked.render(false);
+            let diff = loaded
+                .checked
+                .config
+                .map(|new| diff::text(&now.config, &new));
+            Ok::<_, load::LoadError>((said, diff))
+        });
+        match loaded.await {
+            Some(Ok((_, Some(text)))) => {
+                done(notices, None, Some(text), 0);
+                Ok(())
+            }
+            Some(Ok((said, None))) => Err(refusal(ErrorCode::BadConfig, said)),
+            Some(Err(e)) => Err(refusal(ErrorCode::Failed, chain(&e))),
+            None => Err(refusal(
+                ErrorCode::Failed,
+                "the configuration cannot be read",
+            )),
         }
     }
 

@@ -12,7 +12,8 @@
 pub mod actor;
 pub mod boot;
 pub mod clock;
-pub mod effects;
+pub mod diff;
+mod effects;
 pub mod front;
 pub mod main;
 pub mod names;

@@ -57,6 +57,8 @@ pub enum Request {
     Ping,
     /// Root and the daemon's user: read the configuration again.
     Reload,
+    /// Root and the daemon's user: what a reload would change.
+    Diff,
     /// Root and the daemon's user: stop.
     Stop,
 }
@@ -129,6 +131,9 @@ pub struct LogsRequest {
     /// With `output = frames`: begin at this byte.
     #[serde(default)]
     pub offset: u64,
+    /// With `program`: of a supervised one the next process after this run, now or later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
 }
 
 /// Where a run's standard input comes from.

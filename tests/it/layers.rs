@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("engine", &["config", "ids"]),
     ("config", &["ids"]),
     ("policy", &["config", "ids"]),
+    ("import", &["config", "ids"]),
     ("protocol", &[]),
     ("log", &["config", "ids"]),
     ("logging", &["config"]),
@@ -19,7 +20,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("run", &["config", "ids", "log", "sys"]),
     ("server", &["ids", "log", "policy", "protocol", "sys"]),
     ("keeper", &["logging", "sys"]),
-    ("client", &["cli", "config", "log", "protocol", "sys"]),
+    (
+        "client",
+        &["cli", "config", "import", "log", "protocol", "sys"],
+    ),
     (
         "daemon",
         &[

@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 
 use serde_json::Value;
 
-use crate::harness::{ALICE, BOT_UID, CAROL, Daemon, OWNER, Site, root, wait_for};
+use crate::harness::{
+    ALICE, BOT_UID, CAROL, Daemon, OWNER, Running, Site, as_user, root, wait_for,
+};
 
 /// What `LIST --json` says of a program.
 fn listed(d: &Daemon, program: &str) -> Value {
@@ -574,4 +576,73 @@ fn a_program_that_hangs_is_ended_by_its_watchdog() {
     d.kill_daemon();
     d.await_ready();
     d.await_trace("up", 3);
+}
+
+#[test]
+fn a_log_is_followed_across_restarts() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nrestart-delay = 0.1\ncmd-start = echo \"here $DEPLOYER_RUN\"; read _ < @S@/gate; echo bye; exit 1\n\
+         cmd-other = echo other\n",
+    );
+    let gate = site.gate("gate");
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    let out = d.path("shared/followed");
+    let mut follow = as_user(OWNER, "sh");
+    let command = "exec @D@/deployer --socket @D@/socket LOGS app -f > @S@/followed";
+    follow.arg("-c").arg(d.expand(command));
+    let _follow = Running::start(follow);
+    let text = || fs::read_to_string(&out).unwrap_or_default();
+    wait_for("the first line", || text().contains("here 1").then_some(()));
+    // What is done to the program in between is not its log.
+    d.ask(OWNER, ["app", "other"]).exits(0);
+    gate.open(2);
+    wait_for("three of them", || {
+        (text().matches("here").count() == 3).then_some(())
+    });
+    let runs: Vec<String> = text().lines().map(str::to_owned).collect();
+    assert_eq!(runs, ["here 1", "bye", "here 3", "bye", "here 4"]);
+    d.ask(OWNER, ["app", "stop"]).exits(0);
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    wait_for("it goes on", || text().ends_with("here 5\n").then_some(()));
+    assert_eq!(d.ask(OWNER, ["LOGS", "app"]).exits(0).text(), "here 5\n");
+}
+
+#[test]
+fn check_tells_what_a_reload_would_change() {
+    root_only!(check_tells_what_a_reload_would_change);
+    let site = Site::new();
+    let kept = "[prog-kept]\ncmd-run = true\nallow-uid = 54321\n";
+    site.configure(&format!(
+        "{kept}[prog-web]\ncmd-start = exec sleep 1000\nallow-uid = 54321, bin\nuid-stop = 54322\n\
+         [prog-old]\ncmd-run = true\nallow-gid = 54399\n"
+    ));
+    let d = site.start();
+    let same = d.ask(OWNER, ["CHECK", "--diff"]).exits(0).text();
+    assert_eq!(same, "nothing would change\n");
+    d.configure(&format!(
+        "# a line more\n[prog-new]\ncmd-run = true\n{kept}\
+         [prog-web]\ncmd-start = exec sleep 1001\nallow-uid = 54321\nuid-stop = 54323\n"
+    ));
+    let text = d.ask(OWNER, ["CHECK", "--diff"]).exits(0).text();
+    for line in [
+        "new      new",
+        "changed  web; a running one has to be restarted to use it",
+        "gone     old",
+        "right    user bin loses web start",
+        "right    user 54322 loses web stop",
+        "right    user 54323 gains web stop",
+        "right    group 54399 loses old run",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line}: {text}");
+    }
+    assert!(!text.contains("kept"), "{text}");
+    // It was only looked at.
+    assert_eq!(listed(&d, "web")["state"], "dead");
+    assert!(!listed(&d, "old").is_null());
+    d.configure("[prog-x]\nnonsense = 1\n");
+    let bad = d.ask(OWNER, ["CHECK", "--diff"]).exits(1);
+    assert!(bad.errors().contains("unknown key"), "{bad:?}");
+    d.ask(ALICE, ["CHECK", "--diff"]).exits(125);
 }
