@@ -87,6 +87,14 @@ fn one(
                 if let Some(show) = &mut show {
                     show.go_on(true)?;
                 }
+                if let Some(Show::Raw(view)) = &show
+                    && view.missed() > 0
+                {
+                    say(&format!(
+                        "{} bytes before that were rotated away (log-max-size)",
+                        view.missed()
+                    ));
+                }
                 if run.dropped > 0 {
                     say(&format!(
                         "{} bytes of output were not kept: the log, or its disk, was full",

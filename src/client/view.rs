@@ -39,12 +39,19 @@ impl View {
         let log = File::from(log);
         let mut reader = Reader::new(log.try_clone()?, Some(File::from(index)));
         reader.seek(offset);
+        // What the kernel copies by itself cannot be looked at: it may be gone by then.
+        let direct = [!reader.rotates(); 2];
         Ok(Self {
             reader,
             log,
             only,
-            direct: [true; 2],
+            direct,
         })
+    }
+
+    /// How many bytes were gone before they could be shown.
+    pub fn missed(&self) -> u64 {
+        self.reader.missed()
     }
 
     /// How far the output was shown, in bytes of the log.
@@ -98,7 +105,10 @@ impl View {
                 }
             } else {
                 buffer.resize(BUFFER.min(usize::try_from(len).unwrap_or(BUFFER)), 0);
-                let n = rustix::io::pread(&self.log, &mut buffer, offset)?;
+                let n = match self.reader.read_at(&mut buffer, offset) {
+                    Ok(n) => n,
+                    Err(e) => return Err(e.source),
+                };
                 write_all(to, &buffer[..n])?;
                 n
             };

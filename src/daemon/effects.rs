@@ -819,7 +819,14 @@ impl Job {
             .into_iter()
             .filter_map(|fd| fd.try_clone().ok())
             .collect();
-        let (output, log) = observe(&self.actor, self.id, (out, err), files, paths, limit);
+        let (output, log) = observe(
+            &self.actor,
+            self.id,
+            (out, err),
+            files,
+            paths,
+            (limit, self.order.is_service()),
+        );
         Ok(Box::new(LiveRun {
             pid,
             pidfd: Some(Arc::new(pidfd)),
@@ -859,7 +866,7 @@ impl Job {
             log::log_path(log_dir, program, self.id),
             log::index_path(log_dir, program, self.id),
         );
-        let e = match log::create(log_dir, program, self.id) {
+        let e = match log::create_as(log_dir, program, self.id, order.is_service()) {
             Ok(files) => return Ok((files, paths, order.spec.log_max_size)),
             Err(e) => chain(&e),
         };
@@ -898,7 +905,7 @@ pub fn observe(
     (out, err): (OwnedFd, OwnedFd),
     files: log::Files,
     (log, index): (PathBuf, PathBuf),
-    limit: u64,
+    (limit, rotates): (u64, bool),
 ) -> (PumpRun, Arc<LiveLog>) {
     let bytes = files.log.metadata().map_or(0, |m| m.len());
     let (tell, progress) = watch::channel(Progress {
@@ -924,6 +931,7 @@ pub fn observe(
             log: files.log,
             idx: files.idx,
             limit,
+            rotates,
             listener,
         },
         Arc::new(live),

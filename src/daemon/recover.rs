@@ -415,7 +415,7 @@ impl Recovery<'_> {
                 (out, err),
                 files,
                 paths.clone(),
-                order.spec.log_max_size,
+                (order.spec.log_max_size, order.is_service()),
             ))
         });
         let (output, log) = match observed {

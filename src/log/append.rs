@@ -8,14 +8,17 @@ use std::sync::Arc;
 
 use crate::ids::{ProgramName, RunId};
 
-use super::format::{HEADER_LEN, Header, RECORD_LEN, Record, Stream, What, now_ns};
+use super::format::{
+    BLOCK, CUT_OFFSET, Cut, HEADER_LEN, Header, RECORD_LEN, Record, Stream, What, now_ns,
+};
 use super::{LogError, place};
+use rustix::fs::{FallocateFlags, fallocate};
 
 /// Output of one stream this close to the last record of the same stream gets none of its own.
 const SAME_MOMENT_NS: i64 = 1_000_000;
 
 /// How much of an index is looked at in one read.
-const BLOCK: usize = 64 * 1024;
+const READ: usize = 64 * 1024;
 
 /// The writing end of an index. There must be only one at a time for a file.
 ///
@@ -29,6 +32,9 @@ pub struct IndexWriter {
     tail: Option<Record>,
     /// The count of the last dropped record.
     dropped: u64,
+    /// Where the log begins, and the number of the record that says what is there.
+    cut: Cut,
+    first: u64,
 }
 
 impl IndexWriter {
@@ -49,7 +55,14 @@ impl IndexWriter {
             len: HEADER_LEN,
             tail: None,
             dropped: 0,
+            cut: Cut::default(),
+            first: 0,
         };
+        if let Some(header) = Header::from_bytes(&header).filter(|_| intact) {
+            writer.cut = header.cut;
+            writer.first = first_record(&writer.file, header.cut);
+            writer.len += writer.first * RECORD_LEN;
+        }
         if !intact {
             writer.file.set_len(0)?;
             writer
@@ -58,6 +71,7 @@ impl IndexWriter {
             return Ok(writer);
         }
         writer.skip_what_holds(log_len)?;
+        writer.first = writer.covering(writer.cut.at)?;
         if writer.len < size {
             writer.file.set_len(writer.len)?;
         }
@@ -66,7 +80,7 @@ impl IndexWriter {
 
     /// Moves behind the last record that may be true of a log with `log_len` bytes.
     fn skip_what_holds(&mut self, log_len: u64) -> io::Result<()> {
-        let mut block = vec![0; BLOCK];
+        let mut block = vec![0; READ];
         loop {
             let read = read_full(&self.file, &mut block, self.len)?;
             let (records, _) = block[..read].as_chunks();
@@ -79,10 +93,73 @@ impl IndexWriter {
                 self.tail = Some(record);
                 self.len += RECORD_LEN;
             }
-            if read < BLOCK {
+            if read < READ {
                 return Ok(());
             }
         }
+    }
+
+    /// Where the log begins.
+    #[must_use]
+    pub fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// How much of the index counts, in bytes.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.len - self.first * RECORD_LEN
+    }
+
+    /// Lets the log begin at `at`. What an earlier cut left out is given back to the disk.
+    ///
+    /// # Errors
+    /// Writing failed, or the file system cannot take back the beginning of a file.
+    pub fn cut_at(&mut self, log: &File, at: u64) -> io::Result<()> {
+        let (before, first) = (self.cut, self.first);
+        let cut = Cut {
+            rotates: true,
+            at,
+            gone: before.at,
+        };
+        let covering = self.covering(at)?;
+        self.file.write_all_at(&cut.to_bytes(), CUT_OFFSET)?;
+        (self.cut, self.first) = (cut, covering);
+        punch(log, before.gone, before.at)?;
+        // The header is in the first block, which therefore stays.
+        punch(&self.file, BLOCK, HEADER_LEN + first * RECORD_LEN)
+    }
+
+    /// The number of the last segment that begins at `at` or before.
+    fn covering(&self, at: u64) -> io::Result<u64> {
+        let (mut low, mut high) = (self.first, self.records());
+        let mut first = low;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.segment_from(middle, high)? {
+                Some((number, offset)) if offset <= at => (first, low) = (number, number + 1),
+                Some(_) | None => high = middle,
+            }
+        }
+        Ok(first)
+    }
+
+    fn records(&self) -> u64 {
+        (self.len - HEADER_LEN) / RECORD_LEN
+    }
+
+    /// The first segment from record number `from` on, and its offset; none before `end`.
+    fn segment_from(&self, from: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
+        for number in from..end {
+            let mut bytes = [0; RECORD_LEN as usize];
+            if read_full(&self.file, &mut bytes, HEADER_LEN + number * RECORD_LEN)? < bytes.len() {
+                return Ok(None);
+            }
+            if let What::Segment(_, offset) = Record::from_bytes(&bytes).what {
+                return Ok(Some((number, offset)));
+            }
+        }
+        Ok(None)
     }
 
     /// Length of the index, in bytes.
@@ -169,6 +246,27 @@ impl IndexWriter {
         self.tail = Some(record);
         Ok(())
     }
+}
+
+/// The number of a record from which on an index is there, whatever of it was given back.
+pub(super) fn first_record(idx: &File, cut: Cut) -> u64 {
+    if cut.at == 0 {
+        return 0;
+    }
+    let there = rustix::fs::seek(idx, rustix::fs::SeekFrom::Data(BLOCK));
+    let there = there.unwrap_or(HEADER_LEN).max(HEADER_LEN);
+    (there - HEADER_LEN) / RECORD_LEN
+}
+
+/// Gives a part of a file back to the disk; its size stays.
+fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
+    // Only whole blocks are given back: one that was left over before may be whole now.
+    let from = from - from % BLOCK;
+    if to <= from {
+        return Ok(());
+    }
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(fallocate(file, flags, from, to - from)?)
 }
 
 /// One write, since a record must be there as a whole or not at all.

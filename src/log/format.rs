@@ -10,7 +10,8 @@
 //! | 32 | 8 | start, ns of CLOCK_BOOTTIME |
 //! | 40 | 8 | start, ns of CLOCK_REALTIME since 1970 |
 //! | 48 | 4 | process id; 0 until the child has written it |
-//! | 52 | 12 | zero |
+//! | 52 | 4 | top bit: the log is rotated; others: how far before the next number bytes are still there, in 4096 |
+//! | 56 | 8 | the log begins at this offset |
 //!
 //! Records of [`RECORD_LEN`] bytes follow: a u64 with the kind in its top byte and a value in the
 //! others, and an i64 with the time (ns of CLOCK_REALTIME). Kinds:
@@ -40,6 +41,12 @@ pub const HEADER_LEN: u64 = 64;
 pub const RECORD_LEN: u64 = 16;
 /// Where in the index a run's child writes its process id, as a u32.
 pub const PID_OFFSET: u64 = 48;
+/// Where the index says how a log was cut: see [`Cut`].
+pub(super) const CUT_OFFSET: u64 = 52;
+/// The log is rotated: it may be cut.
+const ROTATES: u32 = 1 << 31;
+/// What file systems take back is a multiple of this, in bytes.
+pub(super) const BLOCK: u64 = 4096;
 
 /// One of a run's output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +55,43 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+}
+
+/// Where a log begins. One that is rotated loses its beginning when it becomes too large; offsets
+/// stay what they are. What is before `at` is left out; what is before `gone` may not be there
+/// any more. So whoever reads on its way has time to notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cut {
+    /// Whether it may be cut at all.
+    pub rotates: bool,
+    /// The offset of the first byte that counts.
+    pub at: u64,
+    /// An offset that the part given back to the disk does not go beyond.
+    pub gone: u64,
+}
+
+impl Cut {
+    /// The bytes of a header. They give `gone` as at most 4095 bytes more than it is.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 12] {
+        let flag = if self.rotates { ROTATES } else { 0 };
+        let kept = self.at.saturating_sub(self.gone) / BLOCK;
+        let kept = u32::try_from(kept).unwrap_or(ROTATES - 1).min(ROTATES - 1);
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&(kept | flag).to_le_bytes());
+        bytes[4..].copy_from_slice(&self.at.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: [u8; 12]) -> Self {
+        let kept = u32::from_le_bytes(part(&bytes, 0));
+        let at = u64::from_le_bytes(part(&bytes, 4));
+        Self {
+            rotates: kept & ROTATES != 0,
+            at,
+            gone: at.saturating_sub(u64::from(kept & !ROTATES) * BLOCK),
+        }
+    }
 }
 
 /// What the header of an index says.
@@ -63,6 +107,8 @@ pub struct Header {
     pub realtime_ns: i64,
     /// Its process id, once there is one.
     pub pid: Option<u32>,
+    /// Where the log begins.
+    pub cut: Cut,
 }
 
 impl Header {
@@ -77,6 +123,7 @@ impl Header {
             boottime_ns: nanoseconds(ClockId::Boottime),
             realtime_ns: now_ns(),
             pid: None,
+            cut: Cut::default(),
         })
     }
 
@@ -90,6 +137,7 @@ impl Header {
         bytes[32..40].copy_from_slice(&self.boottime_ns.to_le_bytes());
         bytes[40..48].copy_from_slice(&self.realtime_ns.to_le_bytes());
         bytes[48..52].copy_from_slice(&self.pid.unwrap_or(0).to_le_bytes());
+        bytes[52..].copy_from_slice(&self.cut.to_bytes());
         bytes
     }
 
@@ -105,6 +153,7 @@ impl Header {
             boottime_ns: i64::from_le_bytes(part(bytes, 32)),
             realtime_ns: i64::from_le_bytes(part(bytes, 40)),
             pid: Some(u32::from_le_bytes(part(bytes, 48))).filter(|pid| *pid != 0),
+            cut: Cut::from_bytes(part(bytes, 52)),
         })
     }
 }

@@ -13,6 +13,9 @@ use super::LogError;
 use super::format::now_ns;
 use super::place::{Entry, entries, open_base, open_directory};
 
+/// Files up to this size count as large as they are, in bytes.
+const SMALL: i64 = 64 * 1024;
+
 /// What [`retain`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -56,7 +59,13 @@ pub fn retain(
             continue;
         };
         let kept = runs.entry(run).or_default();
-        kept.bytes += u64::try_from(found.st_size).unwrap_or(0);
+        // One that was rotated takes less than its size says. (A small one may take nothing of
+        // its own for a while, and counts all the same.)
+        let size = match found.st_size {
+            small @ ..=SMALL => small,
+            size => size.min(found.st_blocks * 512),
+        };
+        kept.bytes += u64::try_from(size).unwrap_or(0);
         let written = found.st_mtime.saturating_mul(1_000_000_000);
         kept.written = kept.written.max(written);
         kept.names.push(name);

@@ -27,8 +27,8 @@ pub use format::{Header, PID_OFFSET, Stream, now_ns};
 pub use keep::{Removed, retain};
 pub use lines::{Line, Lines};
 pub use place::{
-    Files, create, in_memory, index_path, log_path, newest_id, open_for_reading, open_for_writing,
-    programs, remove,
+    Files, create, create_as, in_memory, index_path, log_path, newest_id, open_for_reading,
+    open_for_writing, programs, remove,
 };
 pub use reader::{Chunk, Reader};
 

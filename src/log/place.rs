@@ -50,6 +50,19 @@ pub fn index_path(log_dir: &Path, program: &ProgramName, run: RunId) -> PathBuf 
 /// # Errors
 /// What could not be made or written; that one of the files exists is an error too.
 pub fn create(log_dir: &Path, program: &ProgramName, run: RunId) -> Result<Files, LogError> {
+    create_as(log_dir, program, run, false)
+}
+
+/// The same; the index says whether the log is to be rotated.
+///
+/// # Errors
+/// As of [`create`].
+pub fn create_as(
+    log_dir: &Path,
+    program: &ProgramName,
+    run: RunId,
+    rotates: bool,
+) -> Result<Files, LogError> {
     let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let files = with_directory(log_dir, program, |dir| {
         let log = open_file(dir, log_dir, program, run, "log", how)?;
@@ -68,8 +81,10 @@ pub fn create(log_dir: &Path, program: &ProgramName, run: RunId) -> Result<Files
         }
         Ok(Files { log, idx })
     })?;
-    let written =
-        Header::for_run(run).and_then(|header| files.idx.write_all_at(&header.to_bytes(), 0));
+    let written = Header::for_run(run).and_then(|mut header| {
+        header.cut.rotates = rotates;
+        files.idx.write_all_at(&header.to_bytes(), 0)
+    });
     match written {
         Ok(()) => Ok(files),
         Err(e) => Err(LogError::new("write", index_path(log_dir, program, run), e)),

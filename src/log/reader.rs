@@ -6,12 +6,15 @@ use std::path::Path;
 
 use crate::ids::{ProgramName, RunId};
 
-use super::append::read_full;
-use super::format::{HEADER_LEN, Header, RECORD_LEN, Record, Stream, What};
+use super::append::{first_record, read_full};
+use super::format::{Cut, HEADER_LEN, Header, RECORD_LEN, Record, Stream, What};
 use super::{LogError, place};
 
 /// How many records are read at once: a reader's memory does not grow with the index.
 const BLOCK_RECORDS: usize = 4096;
+
+/// How much of a log that is rotated is delivered at once, in bytes.
+const AT_ONCE: u64 = 64 * 1024;
 
 /// A stretch of a log: bytes of one stream that arrived at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,10 @@ pub struct Reader {
     /// Records from number `block_at` on, read after `known` was found.
     block: Vec<Record>,
     block_at: u64,
+    /// Where the log begins, when that was last looked at.
+    cut: Cut,
+    /// Bytes that were passed over because they are gone.
+    missed: u64,
     /// The last dropped record: its count, and the number of the record to go on looking at.
     dropped: u64,
     dropped_next: u64,
@@ -58,7 +65,7 @@ impl Reader {
     #[must_use]
     pub fn new(log: File, idx: Option<File>) -> Self {
         let idx = idx.filter(|file| matches!(read_header(file), Ok(Some(_))));
-        Self {
+        let mut reader = Self {
             log,
             idx,
             position: 0,
@@ -68,9 +75,48 @@ impl Reader {
             next: 0,
             block: Vec::new(),
             block_at: 0,
+            cut: Cut::default(),
+            missed: 0,
             dropped: 0,
             dropped_next: 0,
+        };
+        reader.look_at_cut(true);
+        reader.dropped_next = reader.next;
+        reader
+    }
+
+    /// Whether the log may lose its beginning while it is read.
+    #[must_use]
+    pub fn rotates(&self) -> bool {
+        self.cut.rotates
+    }
+
+    /// How many bytes were passed over, because they were gone when their turn came.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// Where the log begins now. What is gone is passed over; what is left out, by one who begins.
+    fn look_at_cut(&mut self, begins: bool) {
+        let Some(idx) = &self.idx else {
+            return;
+        };
+        let Ok(Some(header)) = read_header(idx) else {
+            return;
+        };
+        if header.cut != self.cut {
+            self.cut = header.cut;
+            let first = first_record(idx, header.cut);
+            if self.next < first {
+                self.next = first;
+                self.block.clear();
+            }
         }
+        let floor = if begins { self.cut.at } else { self.cut.gone };
+        let gone = floor.saturating_sub(self.position);
+        self.position += gone;
+        self.missed += gone;
     }
 
     /// Opens the log of a run; its index may be missing.
@@ -117,7 +163,9 @@ impl Reader {
         self.time = None;
         self.known = 0;
         self.next = 0;
+        self.cut = Cut::default();
         self.block.clear();
+        self.look_at_cut(offset == 0);
     }
 
     /// The next bytes, up to what the log holds now. None: there are no more so far. To tell
@@ -130,10 +178,17 @@ impl Reader {
             self.known = self.size()?;
             self.block.clear();
         }
+        if self.cut.rotates {
+            self.look_at_cut(false);
+        }
         if self.position >= self.known {
             return Ok(None);
         }
         let mut end = self.known;
+        if self.cut.rotates {
+            // It has to be read before it is gone.
+            end = end.min(self.position + AT_ONCE);
+        }
         while let Some(record) = self.record()? {
             match record.what {
                 What::Segment(stream, offset) if offset <= self.position => {
@@ -164,7 +219,17 @@ impl Reader {
     /// # Errors
     /// Reading failed.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, LogError> {
-        read_full(&self.log, buf, offset).map_err(|e| LogError::new("read", "the log", e))
+        let failed = |e| LogError::new("read", "the log", e);
+        let read = read_full(&self.log, buf, offset).map_err(failed)?;
+        if self.cut.rotates
+            && let Some(idx) = &self.idx
+            && let Ok(Some(header)) = read_header(idx)
+            && header.cut.gone > offset
+        {
+            let text = "it was rotated faster than it could be read";
+            return Err(failed(std::io::Error::other(text)));
+        }
+        Ok(read)
     }
 
     /// How many bytes of the run's output are known not to be in the log.

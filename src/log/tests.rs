@@ -549,3 +549,85 @@ proptest! {
         prop_assert_eq!(all.last().unwrap().stream, Stream::Stderr);
     }
 }
+
+/// A log of lines of 16 bytes, one segment each, that is cut at half whenever it is above 4 KiB.
+#[test]
+fn a_log_that_is_cut_keeps_its_offsets_and_loses_only_its_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = super::create_as(dir.path(), &program("app"), RUN, true).unwrap();
+    let mut index = IndexWriter::resume(files.idx, 0, RUN).unwrap();
+    let mut follower = Reader::open(dir.path(), &program("app"), RUN).unwrap();
+    let mut followed = Vec::new();
+    let line = |n: u64| format!("line {n:010}\n");
+    let mut len = 0;
+    for n in 0..4000 {
+        let stream = if n % 3 == 0 {
+            Stream::Stderr
+        } else {
+            Stream::Stdout
+        };
+        if len - index.cut().at > 4096 {
+            index
+                .cut_at(&files.log, index.cut().at + (len - index.cut().at) / 2)
+                .unwrap();
+        }
+        index
+            .segment(stream, len, i64::try_from(n).unwrap() * 10_000_000)
+            .unwrap();
+        files.log.write_all_at(line(n).as_bytes(), len).unwrap();
+        len += 16;
+        // Somebody who keeps up misses nothing.
+        while let Some(chunk) = follower.next_chunk().unwrap() {
+            let mut bytes = vec![0; usize::try_from(chunk.len).unwrap()];
+            follower.read_at(&mut bytes, chunk.offset).unwrap();
+            followed.extend(bytes);
+        }
+    }
+    let all: String = (0..4000).map(line).collect();
+    assert!(followed == all.as_bytes() && follower.missed() == 0);
+    // Somebody who comes later gets the end, in order, with its streams.
+    let read = |mut reader: Reader| {
+        let mut lines = Vec::new();
+        while let Some(chunk) = reader.next_chunk().unwrap() {
+            let mut bytes = vec![0; usize::try_from(chunk.len).unwrap()];
+            reader.read_at(&mut bytes, chunk.offset).unwrap();
+            lines.push((
+                chunk.stream,
+                chunk.offset,
+                String::from_utf8(bytes).unwrap(),
+            ));
+        }
+        (lines, reader.missed())
+    };
+    let (lines, missed) = read(Reader::open(dir.path(), &program("app"), RUN).unwrap());
+    assert_eq!(missed, index.cut().at);
+    assert!(missed > 50_000);
+    let text: String = lines.iter().map(|(_, _, text)| text.as_str()).collect();
+    assert_eq!(text, all[usize::try_from(missed).unwrap()..]);
+    for (stream, offset, _) in lines.iter().skip(1) {
+        let wanted = if offset / 16 % 3 == 0 {
+            Stream::Stderr
+        } else {
+            Stream::Stdout
+        };
+        assert_eq!((*stream, offset % 16), (wanted, 0));
+    }
+    // Also one that had been read a little, and one that is gone on with after a crash.
+    let mut late = Reader::open(dir.path(), &program("app"), RUN).unwrap();
+    late.seek(160);
+    assert_eq!(read(late).0.len(), lines.len());
+    let again = super::open_for_writing(dir.path(), &program("app"), RUN).unwrap();
+    let resumed = IndexWriter::resume(again.idx, len, RUN).unwrap();
+    assert_eq!(
+        (resumed.cut().at, resumed.kept()),
+        (index.cut().at, index.kept())
+    );
+    // What was left out is given back.
+    let disk = fs::metadata(log_path(dir.path(), &program("app"), RUN)).unwrap();
+    use std::os::unix::fs::MetadataExt as _;
+    assert!(
+        disk.len() == 64_000 && disk.blocks() * 512 < 24_000,
+        "{}",
+        disk.blocks()
+    );
+}

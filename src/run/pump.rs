@@ -72,6 +72,8 @@ pub struct PumpRun {
     pub idx: File,
     /// The most bytes that log and index together may take, but for the last two records.
     pub limit: u64,
+    /// Whether the log loses its beginning instead of getting no more when it is full.
+    pub rotates: bool,
     /// Who is told of it.
     pub listener: Box<dyn Listener>,
 }
@@ -210,7 +212,7 @@ impl Pump {
                 out.then(|| Source::new(run.out)),
                 err.then(|| Source::new(run.err)),
             ],
-            sink: Sink::new(run.run, run.log, run.idx, run.limit),
+            sink: Sink::new(run.run, run.log, run.idx, run.limit, run.rotates),
             listener: run.listener,
         };
         inbox.added.push((key, added));

@@ -646,3 +646,61 @@ fn check_tells_what_a_reload_would_change() {
     assert!(bad.errors().contains("unknown key"), "{bad:?}");
     d.ask(ALICE, ["CHECK", "--diff"]).exits(125);
 }
+
+#[test]
+fn the_log_of_a_program_is_rotated_and_nobody_who_follows_it_misses_a_byte() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nlog-max-size = 256K\n\
+         cmd-start = n=0; while read _ < @S@/gate; do seq $((n + 1)) $((n + 2000)) | \
+         sed 's/$/ ----------------------------------------------/'; n=$((n + 2000)); done\n",
+    );
+    let gate = site.gate("gate");
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    let mut follow = as_user(OWNER, "sh");
+    let command = "exec @D@/deployer --socket @D@/socket LOGS app -f > @S@/followed";
+    follow.arg("-c").arg(d.expand(command));
+    let _follow = Running::start(follow);
+    let followed = || fs::read_to_string(d.path("shared/followed")).unwrap_or_default();
+    // Each time about 112 KB, and the follower has seen them before there are more.
+    for turn in 1..=30 {
+        gate.open(1);
+        wait_for("the follower has seen all", || {
+            (followed().lines().count() == turn * 2000).then_some(())
+        });
+    }
+    let numbers = |text: &str| -> Vec<u32> {
+        text.lines()
+            .map(|l| l.split_whitespace().next().unwrap().parse().unwrap())
+            .collect()
+    };
+    assert_eq!(numbers(&followed()), (1..=60_000).collect::<Vec<u32>>());
+    let log = fs::metadata(d.path("log/app/1.log")).unwrap();
+    let index = fs::metadata(d.path("log/app/1.idx")).unwrap();
+    let taken = (log.blocks() + index.blocks()) * 512;
+    assert!(
+        log.len() > 3_000_000 && taken <= 256 * 1024 + 8192,
+        "{taken}"
+    );
+    // Who comes late gets the end of it, whatever became of the daemon.
+    for _ in 0..2 {
+        let late = d.ask(OWNER, ["LOGS", "app"]).exits(0);
+        let whole = late.text();
+        let (_, whole) = whole.split_once('\n').unwrap();
+        let seen = numbers(whole);
+        assert!(seen.len() > 800 && seen.len() < 5000, "{}", seen.len());
+        assert_eq!(
+            seen,
+            (60_001 - u32::try_from(seen.len()).unwrap()..=60_000).collect::<Vec<u32>>()
+        );
+        let timed = d
+            .ask(OWNER, ["LOGS", "app", "--timestamps"])
+            .exits(0)
+            .text();
+        assert!(timed.trim_end().ends_with("-----") && timed.contains(" 60000 "));
+        d.kill_daemon();
+        d.await_ready();
+    }
+    assert_eq!(listed(&d, "app")["service"]["status"], "running");
+}

@@ -102,6 +102,8 @@ pub(super) struct Sink {
     /// None until the first output: opening looks at the disk.
     opened: Option<Opened>,
     limit: u64,
+    /// The log loses its beginning when it becomes too large.
+    rotates: bool,
     /// Bytes dropped since this sink exists; those before are in the index.
     dropped: u64,
     /// The limit was reached.
@@ -121,13 +123,14 @@ struct Opened {
 }
 
 impl Sink {
-    pub(super) fn new(run: RunId, log: File, idx: File, limit: u64) -> Self {
+    pub(super) fn new(run: RunId, log: File, idx: File, limit: u64, rotates: bool) -> Self {
         Self {
             run,
             log,
             idx: Arc::new(idx),
             opened: None,
             limit,
+            rotates,
             dropped: 0,
             full: false,
             retry_at: None,
@@ -202,8 +205,23 @@ impl Sink {
         let Some(opened) = &mut self.opened else {
             return Ok(Step::Empty); // open() leaves it opened
         };
-        let taken = opened.len + opened.index.len() + RECORD_LEN;
-        let room = usize::try_from(limit.saturating_sub(taken)).unwrap_or(usize::MAX);
+        let taken = |o: &Opened| o.len - o.index.cut().at + o.index.kept() + RECORD_LEN;
+        // What is cut off is given back only at the next cut, so that readers can notice: half of
+        // the room is for that.
+        let mut limit = limit;
+        if self.rotates {
+            limit /= 2;
+            if taken(opened) >= limit {
+                let begin = opened.index.cut().at;
+                let half = begin + (opened.len - begin) / 2;
+                if let Err(e) = opened.index.cut_at(&self.log, half) {
+                    // It goes on until it is full.
+                    tracing::warn!("the log of run {} cannot be rotated: {e}", self.run);
+                    self.rotates = false;
+                }
+            }
+        }
+        let room = usize::try_from(limit.saturating_sub(taken(opened))).unwrap_or(usize::MAX);
         if room == 0 {
             return Err(Refusal::Full);
         }

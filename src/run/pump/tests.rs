@@ -151,6 +151,7 @@ fn add_pipes(
         log: files.log,
         idx: files.idx,
         limit,
+        rotates: false,
         listener: Box::new(listener),
     };
     pump.add(added).unwrap();
