@@ -153,8 +153,9 @@ pub struct Hands {
     /// Processes that wait for their request to be on record.
     prepared: Mutex<HashMap<RunId, std::sync::mpsc::Sender<Job>>>,
     failures: Mutex<HashMap<RunId, SpawnFailure>>,
-    /// Of which programs are to be up: how many states there were, and which one is kept.
-    remembered: Arc<Mutex<(u64, u64)>>,
+    /// Which programs are to be up, until that is kept; and who keeps it.
+    to_remember: Arc<Mutex<Option<BTreeMap<ProgramName, bool>>>>,
+    writing: Arc<Mutex<()>>,
     /// How many runs of a program have ended since old ones were deleted.
     ended: Mutex<HashMap<ProgramName, u32>>,
 }
@@ -180,7 +181,8 @@ impl Hands {
             in_force,
             prepared: Mutex::default(),
             failures: Mutex::default(),
-            remembered: Arc::default(),
+            to_remember: Arc::default(),
+            writing: Arc::default(),
             ended: Mutex::default(),
         }
     }
@@ -296,22 +298,19 @@ impl Hands {
     /// Keeps which programs are to be up, for the next daemon.
     pub fn remember(&self, wanted: &BTreeMap<ProgramName, bool>) {
         let state_dir = self.in_force.borrow().config.global.state_dir.clone();
-        let generation = {
-            let mut newest = self
-                .remembered
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            newest.0 += 1;
-            newest.0
+        let held = |m: &Mutex<Option<BTreeMap<ProgramName, bool>>>, new| {
+            std::mem::replace(&mut *m.lock().unwrap_or_else(PoisonError::into_inner), new)
         };
-        let (wanted, remembered) = (wanted.clone(), Arc::clone(&self.remembered));
+        // Who finds one there waits for the disk already, and will take the new one.
+        if held(&self.to_remember, Some(wanted.clone())).is_some() {
+            return;
+        }
+        let (to_remember, writing) = (Arc::clone(&self.to_remember), Arc::clone(&self.writing));
         tokio::task::spawn_blocking(move || {
-            let mut newest = remembered.lock().unwrap_or_else(PoisonError::into_inner);
-            // One that came later was quicker.
-            if newest.1 > generation {
+            let _one_at_a_time = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(wanted) = held(&to_remember, None) else {
                 return;
-            }
-            newest.1 = generation;
+            };
             if let Err(e) = super::recover::write_wanted(&state_dir, &wanted) {
                 warn!("which programs are to be up cannot be kept: {e}");
             }
