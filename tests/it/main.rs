@@ -16,5 +16,6 @@ mod layers;
 mod records;
 mod runs;
 mod service;
+mod software;
 mod supervision;
 mod talk;
