@@ -11,6 +11,7 @@ mod asking;
 mod child;
 mod clients;
 mod config;
+mod examples;
 mod kills;
 mod layers;
 mod records;
