@@ -3,10 +3,11 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, MemfdFlags, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -18,6 +19,7 @@ use crate::config::{autostart_groups as config_groups, load};
 use crate::keeper::guard::{Keeper, leak};
 use crate::keeper::{Saved, Settings, saved};
 use crate::logging;
+use crate::run::tree;
 use crate::sys;
 
 /// Why the daemon was not started.
@@ -348,6 +350,9 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), BootError> {
     made.map_err(failed(format!("make the directory {}", path.display())))
 }
 
+/// How long the processes of a daemon that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(2);
+
 /// The one lock that says whose state directory it is; held as long as keeper or daemon lives.
 fn take_lock(state_dir: &Path) -> Result<File, BootError> {
     let path = state_dir.join("lock");
@@ -359,18 +364,31 @@ fn take_lock(state_dir: &Path) -> Result<File, BootError> {
         .mode(0o600)
         .open(&path);
     let mut file = opened.map_err(failed(format!("open {}", path.display())))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let pid = pid.trim();
-            Err(BootError(format!(
-                "a daemon is running on {} already (pid {pid}); `deployer -s` stops it, `deployer -r` reloads it",
-                state_dir.display()
-            )))
+    let patience = Instant::now() + DYING;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                let _ = file
+                    .rewind()
+                    .and_then(|()| file.read_to_string(&mut pid).map(drop));
+                let pid = pid.trim();
+                let lives = pid
+                    .parse()
+                    .is_ok_and(|pid| tree::stat(pid).is_some_and(|s| !s.zombie));
+                // What was killed a moment ago may not have let go of it yet.
+                if !lives && Instant::now() < patience {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                return Err(BootError(format!(
+                    "a daemon is running on {} already (pid {pid}); `deployer -s` stops it, `deployer -r` reloads it",
+                    state_dir.display()
+                )));
+            }
+            Err(e) => return Err(BootError(format!("cannot lock {}: {e}", path.display()))),
         }
-        Err(e) => Err(BootError(format!("cannot lock {}: {e}", path.display()))),
     }
 }
 

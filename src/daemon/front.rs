@@ -3,6 +3,7 @@
 //! What a request needs before the actor can take it (names, a look into the root directory,
 //! the history) is found out here, one task a connection, so that nothing of it holds up others.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use super::names::{self, Names};
 use super::rows;
 use crate::config::inputs::validate_inputs;
 use crate::config::load;
-use crate::config::model::{Args, Program};
+use crate::config::model::{Args, Input, Program};
 use crate::engine::Standing;
 use crate::engine::service::Ask;
 use crate::ids::{ActionName, ProgramName, RunId};
@@ -197,7 +198,13 @@ impl Front {
                 "{name} takes no arguments (`args = any` in its section would let it); nothing was run"
             )));
         }
-        let inputs = validate_inputs(&spec, &request.inputs)
+        // What `run` needs, a stop does not.
+        let mut asked = Cow::Borrowed(&*spec);
+        if action != ActionName::run() {
+            let given = |input: &Input| request.inputs.contains_key(&input.name);
+            asked.to_mut().inputs.retain(given);
+        }
+        let inputs = validate_inputs(&asked, &request.inputs)
             .map_err(|e| bad(format!("{name}: {e}; nothing was run")))?;
         check_texts(&request).map_err(bad)?;
         let by = self.names.by(peer).await;
@@ -532,10 +539,12 @@ impl Front {
 
     async fn cancel(&self, peer: &Peer, id: RunId, notices: &Notices) -> Result<(), Refusal> {
         let row = self.row(peer, id).await?;
-        if self
-            .authorize(peer, &row.program, &ActionName::cancel())
-            .is_err()
-        {
+        // To end the process of a supervised program is to stop it.
+        let stop = ActionName::new("stop")
+            .ok()
+            .filter(|_| self.is_process(&row));
+        let action = stop.unwrap_or_else(ActionName::cancel);
+        if self.authorize(peer, &row.program, &action).is_err() {
             // They see the run, so the usual answer would be none.
             let message = format!("{}: you may see its runs, but not end them", row.program);
             return Err(refusal(ErrorCode::Refused, message));
@@ -571,6 +580,18 @@ impl Front {
             }
             Ok(Standing::Over) | Err(_) => Err(refusal(ErrorCode::Failed, over(&row))),
         }
+    }
+
+    /// Whether a run is, or was, the process of a supervised program.
+    fn is_process(&self, row: &Row) -> bool {
+        let now = self.in_force();
+        let name = ProgramName::new(&row.program).ok();
+        let spec = name.and_then(|name| {
+            let section = now.config.programs.get(&name);
+            section.or(now.config.lingering.get(&name)).cloned()
+        });
+        spec.is_some_and(|spec| spec.is_supervised())
+            && matches!(row.action.as_str(), "start" | "restart")
     }
 
     async fn can(

@@ -704,3 +704,29 @@ fn the_log_of_a_program_is_rotated_and_nobody_who_follows_it_misses_a_byte() {
     }
     assert_eq!(listed(&d, "app")["service"]["status"], "running");
 }
+
+#[test]
+fn a_cancel_of_its_process_is_a_stop_and_needs_that_right() {
+    root_only!(a_cancel_of_its_process_is_a_stop_and_needs_that_right);
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\ncmd-start = exec sleep 1000\nrestart = always\nallow-uid = 54321, 54323\nuid-stop = 54323\n\
+         input-needed = text\ncmd-run = echo $INPUT_NEEDED\ncmd-show = echo \"<$INPUT_NEEDED>\"\n",
+    );
+    let d = site.start();
+    // Inputs are for `run`; other actions take them and do not need them.
+    d.ask(ALICE, ["app", "start"]).exits(0);
+    d.ask(ALICE, ["RUN", "app"]).exits(125);
+    assert_eq!(d.ask(ALICE, ["app", "show"]).exits(0).text(), "<>\n");
+    assert_eq!(
+        d.ask(ALICE, ["app", "show", "needed=x"]).exits(0).text(),
+        "<x>\n"
+    );
+    d.ask(ALICE, ["app", "show", "other=x"]).exits(125);
+    let id = listed(&d, "app")["run"].as_u64().unwrap().to_string();
+    let refused = d.ask(ALICE, ["CANCEL", &id]).exits(125);
+    assert!(refused.errors().contains("not end them"), "{refused:?}");
+    assert_eq!(status(&d, "app"), "running");
+    d.ask(CAROL, ["CANCEL", &id]).exits(0);
+    await_status(&d, "app", "stopped");
+}
