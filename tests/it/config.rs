@@ -79,7 +79,7 @@ fn every_fixture_gets_exactly_the_diagnostics_beside_it() {
 fn the_example_that_comes_with_deployer_has_nothing_to_complain_of() {
     let checked = check_file(&top().join("etc/deployer.cfg"));
     assert_eq!(checked.render(false), "");
-    assert_eq!(checked.config.unwrap().programs.len(), 2);
+    assert_eq!(checked.config.unwrap().programs.len(), 4);
 }
 
 #[test]
