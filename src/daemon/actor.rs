@@ -112,7 +112,7 @@ pub struct LaneState {
 /// The state of a supervised program, for lists.
 #[derive(Debug, Clone)]
 pub struct ServiceState {
-    /// `stopped`, `starting`, `running`, `stopping`, `backoff` or `failed`.
+    /// `stopped`, `waiting`, `starting`, `running`, `stopping`, `backoff` or `failed`.
     pub word: &'static str,
     /// Its process.
     pub pid: Option<i32>,
@@ -278,13 +278,15 @@ pub struct Actor {
     ends: Vec<End>,
     effects: Vec<Effect>,
     services: Services,
-    /// The process of each supervised program, and what it was told to be started with.
+    /// The process of each supervised program.
     processes: HashMap<ProgramName, RunId>,
     /// Who wants to see the next process of a program.
     onlookers: HashMap<ProgramName, Vec<Waiter>>,
     /// Runs that end well when the process of a program is ready.
     questions: HashMap<RunId, (ProgramName, RunId)>,
+    /// What each was started with last: it is started again with the same.
     asked: HashMap<ProgramName, Box<Order>>,
+    /// Who stopped each last, for its script.
     asked_to_stop: HashMap<ProgramName, Box<Order>>,
     /// How the last process of each ended.
     last_exits: HashMap<ProgramName, (Exit, Moment)>,
@@ -1257,7 +1259,10 @@ impl Actor {
         let (state, _) = self.services.state(&program);
         match (ask, state) {
             (Ask::Stop, _) => drop(self.asked_to_stop.insert(program.clone(), order)),
-            (Ask::Start, State::Up(_) | State::Starting { stop: None, .. }) => {}
+            (
+                Ask::Start,
+                State::Up(_) | State::Waking { .. } | State::Starting { stop: None, .. },
+            ) => {}
             // What it is started with counts when it is started again by itself, too.
             _ => drop(self.asked.insert(program.clone(), order)),
         }
@@ -1410,9 +1415,11 @@ impl Actor {
         began: bool,
         at: Moment,
     ) {
-        if self.processes.get(&program) == Some(&id) {
-            self.processes.remove(&program);
+        // One of a former daemon may be put on record when its successor is there already.
+        if self.processes.get(&program) != Some(&id) {
+            return;
         }
+        self.processes.remove(&program);
         let asking: Vec<RunId> = self
             .questions
             .iter()
@@ -1520,21 +1527,25 @@ impl Actor {
                 continue;
             }
             let known = self.wanted.get(program).copied();
-            let group = spec.autostart.unwrap_or(u32::MAX);
-            let auto = spec.autostart.is_some() && group <= in_force.config.global.do_autostart;
+            let auto = comes_up(spec, &in_force);
             // What had ended by itself for good stays so, and what somebody stopped as well.
             let goes_on = known == Some(true)
                 && !wanted.rebooted
                 && (wanted.first || spec.restart.when != RestartWhen::Never);
             if goes_on || (wanted.first && auto && known != Some(false)) {
-                self.supervise(ServiceEvent::Asked {
-                    program: program.clone(),
-                    ask: Ask::Start,
-                    ticket: None,
-                    policy: policy_of(spec),
-                });
+                self.bring_up(program, spec);
             }
         }
+    }
+
+    /// Starts a program that nobody asked for just now.
+    fn bring_up(&mut self, program: &ProgramName, spec: &Program) {
+        self.supervise(ServiceEvent::Asked {
+            program: program.clone(),
+            ask: Ask::Start,
+            ticket: None,
+            policy: policy_of(spec),
+        });
     }
 
     /// A new configuration: programs go on under it. New ones of the groups to be started are.
@@ -1554,15 +1565,8 @@ impl Actor {
         }
         for (program, spec) in in_order(&now.config.programs) {
             let is_new = !old.config.programs.contains_key(program);
-            let group = spec.autostart.unwrap_or(u32::MAX);
-            let auto = spec.autostart.is_some() && group <= now.config.global.do_autostart;
-            if is_new && auto && spec.is_supervised() && self.wanted.get(program) != Some(&false) {
-                self.supervise(ServiceEvent::Asked {
-                    program: program.clone(),
-                    ask: Ask::Start,
-                    ticket: None,
-                    policy: policy_of(spec),
-                });
+            if is_new && comes_up(spec, &now) && self.wanted.get(program) != Some(&false) {
+                self.bring_up(program, spec);
             }
         }
     }
@@ -1678,6 +1682,12 @@ pub fn terms_of(order: &Order) -> Terms {
         leftovers: spec.leftovers,
         tree: spec.kill_mode == KillMode::Tree,
     }
+}
+
+/// Whether a program is to be started with the daemon.
+fn comes_up(spec: &Program, in_force: &InForce) -> bool {
+    let most = in_force.config.global.do_autostart;
+    spec.is_supervised() && spec.autostart.is_some_and(|group| group <= most)
 }
 
 /// Programs, each behind those that it comes after.

@@ -299,7 +299,7 @@ pub enum ErrorCode {
 /// A supervised program, as programs read it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Service {
-    /// `stopped`, `starting`, `running`, `stopping`, `backoff` or `failed`.
+    /// `stopped`, `waiting`, `starting`, `running`, `stopping`, `backoff` or `failed`.
     pub status: String,
     /// Its process.
     pub pid: Option<i32>,

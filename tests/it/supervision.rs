@@ -730,3 +730,42 @@ fn a_cancel_of_its_process_is_a_stop_and_needs_that_right() {
     d.ask(CAROL, ["CANCEL", &id]).exits(0);
     await_status(&d, "app", "stopped");
 }
+
+/// L2: the daemon is killed again and again while a program ends and is started again.
+#[test]
+fn l2_a_program_that_keeps_ending_is_never_there_twice_whenever_the_daemon_is_killed() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nrestart-delay = 0.01\n\
+         cmd-start = mkdir @S@/lock || echo OVERLAP >> @S@/trace; echo up >> @S@/trace; sleep 0.02; rmdir @S@/lock; exit 1\n",
+    );
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    for turn in 1..=25 {
+        let before = d.trace().len();
+        wait_for("it goes on", || {
+            (d.trace().len() > before + turn % 4).then_some(())
+        });
+        d.kill_daemon();
+        d.await_ready();
+    }
+    assert!(
+        !d.trace().contains(&"OVERLAP".to_owned()),
+        "{:?}",
+        d.trace()
+    );
+    // What is said of it is true, and a stop is the end of it.
+    let before = d.trace().len();
+    wait_for("it goes on", || {
+        (d.trace().len() > before + 3).then_some(())
+    });
+    assert!(matches!(d.ask(OWNER, ["app", "stop"]).code(), Some(0 | 1)));
+    assert_eq!(status(&d, "app"), "stopped");
+    wait_for("nothing is left", || d.others().is_empty().then_some(()));
+    let rows = d.history();
+    assert!(
+        rows.iter()
+            .all(|r| r["outcome"] != "running" && r["outcome"] != "waiting"),
+        "{rows:?}"
+    );
+}
