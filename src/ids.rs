@@ -121,16 +121,46 @@ impl ActionName {
         Self("run".into())
     }
 
+    /// The action `cancel`.
+    #[must_use]
+    pub fn cancel() -> Self {
+        Self("cancel".into())
+    }
+
     /// The action `start`.
     #[must_use]
     pub fn start() -> Self {
         Self("start".into())
     }
 
-    /// The action `cancel`.
+    /// The action `restart`.
     #[must_use]
-    pub fn cancel() -> Self {
-        Self("cancel".into())
+    pub fn restart() -> Self {
+        Self("restart".into())
+    }
+
+    /// The action `stop`.
+    #[must_use]
+    pub fn stop() -> Self {
+        Self("stop".into())
+    }
+
+    /// The action `ready`.
+    #[must_use]
+    pub fn ready() -> Self {
+        Self("ready".into())
+    }
+
+    /// The action `kill`.
+    #[must_use]
+    pub fn kill() -> Self {
+        Self("kill".into())
+    }
+
+    /// The action `console`.
+    #[must_use]
+    pub fn console() -> Self {
+        Self("console".into())
     }
 
     /// The name as text.

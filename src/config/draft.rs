@@ -293,9 +293,7 @@ impl Reader<'_> {
                 if let Some(Ready::Command(command)) = &p.ready {
                     // Run as an action of its own, until it succeeds.
                     let command = format!("until {{ {command}\n}}; do sleep 0.2\ndone");
-                    if let Ok(ready) = ActionName::new("ready") {
-                        p.commands.insert(ready, command);
-                    }
+                    p.commands.insert(ActionName::ready(), command);
                 }
             }
             Key::ReadyTimeout => self.set(entry, values::duration(v), &mut p.ready_timeout),

@@ -191,6 +191,18 @@ pub struct Waiter {
 }
 
 impl Waiter {
+    /// Somebody who only looks on.
+    #[must_use]
+    pub fn onlooker(request: RunId, notices: Notices) -> Self {
+        Self {
+            request,
+            notices,
+            stdin: false,
+            detach: false,
+            plain: false,
+        }
+    }
+
     fn tell(&self, notice: Notice) {
         // A client that has left is not told anything; its run is not concerned.
         let _ = self.notices.send(notice);
@@ -1287,9 +1299,8 @@ impl Actor {
             );
         };
         let asked = self.asked.get(&program);
-        let restart = ActionName::new("restart").ok();
-        let restart =
-            restart.filter(|r| spec.command(r).is_some() && asked.is_some_and(|o| o.action == *r));
+        let restart = Some(ActionName::restart())
+            .filter(|r| spec.command(r).is_some() && asked.is_some_and(|o| o.action == *r));
         let (by, reason) = match (cause, asked) {
             (Cause::Asked, Some(order)) => (order.by.clone(), order.reason.clone()),
             (Cause::Asked, None) => (self.itself(), Some("started with the daemon".to_owned())),
@@ -1352,11 +1363,8 @@ impl Actor {
                 self.hands.await_port(*port, program, id, patience);
             }
             Some(Ready::Command(_)) => {
-                let Ok(action) = ActionName::new("ready") else {
-                    return;
-                };
                 let order = Order {
-                    action,
+                    action: ActionName::ready(),
                     by: self.itself(),
                     reason: None,
                     requested_at: Moment::now(),
@@ -1387,11 +1395,11 @@ impl Actor {
 
     fn run_stop_script(&mut self, program: &ProgramName) {
         let asked = self.asked_to_stop.get(program).or(self.asked.get(program));
-        let (Some(asked), Ok(action)) = (asked, ActionName::new("stop")) else {
+        let Some(asked) = asked else {
             return;
         };
         let mut order = asked.clone();
-        order.action = action;
+        order.action = ActionName::stop();
         order.key = None;
         order.requested_at = Moment::now();
         self.register(order, None);
@@ -1718,7 +1726,7 @@ fn in_order(programs: &BTreeMap<ProgramName, Arc<Program>>) -> Vec<(&ProgramName
 
 /// What the supervision has to know of a program.
 fn policy_of(spec: &Program) -> Policy {
-    let script = ActionName::new("stop").is_ok_and(|stop| spec.command(&stop).is_some());
+    let script = spec.command(&ActionName::stop()).is_some();
     Policy {
         restart: spec.restart,
         stop_script: script.then_some(spec.stop_timeout),

@@ -269,9 +269,7 @@ impl Front {
         signal: i32,
         notices: &Notices,
     ) -> Result<(), Refusal> {
-        let action =
-            ActionName::new("kill").map_err(|e| refusal(ErrorCode::Failed, e.to_string()))?;
-        let grant = self.authorize(peer, program, &action)?;
+        let grant = self.authorize(peer, program, &ActionName::kill())?;
         if !(1..=64).contains(&signal) {
             let message = format!("{signal} is not a signal");
             return Err(refusal(ErrorCode::BadInput, message));
@@ -438,13 +436,7 @@ impl Front {
         notices: &Notices,
     ) -> Result<(), Refusal> {
         if let (Some(program), Some(after)) = (&request.program, request.after) {
-            let waiter = Waiter {
-                request: RunId(0),
-                notices: notices.clone(),
-                stdin: false,
-                detach: false,
-                plain: false,
-            };
+            let waiter = Waiter::onlooker(RunId(0), notices.clone());
             let name = self.visible(peer, program)?;
             self.send(Msg::Next(name, RunId(after), waiter));
             return Ok(());
@@ -463,13 +455,7 @@ impl Front {
         if let Some(by) = row.covered_by.filter(|_| row.started_at.is_none()) {
             id = by;
         }
-        let waiter = Waiter {
-            request: id,
-            notices: notices.clone(),
-            stdin: false,
-            detach: false,
-            plain: false,
-        };
+        let waiter = Waiter::onlooker(id, notices.clone());
         if request.follow {
             let (answer, left) = oneshot::channel();
             self.send(Msg::Watch(id, waiter, answer));
@@ -508,12 +494,11 @@ impl Front {
         let supervised = supervised.is_some_and(|spec| spec.is_supervised());
         let row = self
             .read(move |queries| {
-                let restart = ActionName::new("restart").ok().filter(|_| supervised);
-                let Some(restart) = restart else {
+                if !supervised {
                     return queries.last_run(&wanted);
-                };
+                }
                 let started = queries.last_turn(&wanted, &ActionName::start())?;
-                let restarted = queries.last_turn(&wanted, &restart)?;
+                let restarted = queries.last_turn(&wanted, &ActionName::restart())?;
                 let newest = started.into_iter().chain(restarted);
                 match newest.max_by_key(|row| row.id) {
                     Some(row) => Ok(Some(row)),
@@ -540,10 +525,10 @@ impl Front {
     async fn cancel(&self, peer: &Peer, id: RunId, notices: &Notices) -> Result<(), Refusal> {
         let row = self.row(peer, id).await?;
         // To end the process of a supervised program is to stop it.
-        let stop = ActionName::new("stop")
-            .ok()
-            .filter(|_| self.is_process(&row));
-        let action = stop.unwrap_or_else(ActionName::cancel);
+        let action = match self.is_process(&row) {
+            true => ActionName::stop(),
+            false => ActionName::cancel(),
+        };
         if self.authorize(peer, &row.program, &action).is_err() {
             // They see the run, so the usual answer would be none.
             let message = format!("{}: you may see its runs, but not end them", row.program);
