@@ -44,6 +44,11 @@ pub enum Command {
     Run(RunOptions),
     /// `LOGS`
     Logs(LogsOptions),
+    /// `ATTACH`
+    Attach {
+        /// The run, or a supervised program.
+        what: String,
+    },
     /// `HISTORY`
     History(HistoryOptions),
     /// `CANCEL`
@@ -280,6 +285,13 @@ enum Verb {
     /// Show the output of a run
     #[command(name = "LOGS", alias = "logs")]
     Logs(LogsOptions),
+    /// Come back to a run that has a terminal (Ctrl-] leaves it)
+    #[command(name = "ATTACH", alias = "attach")]
+    Attach {
+        /// The number of the run, or a program
+        #[arg(value_name = "PROGRAM|ID")]
+        what: String,
+    },
     /// Show who ran what, when, and how it came out
     #[command(name = "HISTORY", alias = "history")]
     History(HistoryOptions),
@@ -425,6 +437,7 @@ where
         match a.verb {
             Some(Verb::Run(o)) => Command::Run(o),
             Some(Verb::Logs(o)) => Command::Logs(o),
+            Some(Verb::Attach { what }) => Command::Attach { what },
             Some(Verb::History(o)) => Command::History(o),
             Some(Verb::Cancel { id }) => Command::Cancel { id },
             Some(Verb::Can(o)) => Command::Can(o),

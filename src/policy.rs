@@ -183,7 +183,8 @@ pub fn actions(program: &Program) -> Vec<ActionName> {
     });
     let of_daemon = of_daemon.filter_map(|spec| ActionName::new(spec.name).ok());
     let mut actions: Vec<ActionName> = of_daemon.collect();
-    for action in program.commands.keys() {
+    let console = program.has_console().then(ActionName::console);
+    for action in program.commands.keys().chain(&console) {
         if !actions.contains(action) {
             actions.push(action.clone());
         }
@@ -193,7 +194,9 @@ pub fn actions(program: &Program) -> Vec<ActionName> {
 
 /// Whether the daemon or the program has such an action.
 fn has_action(program: &Program, action: &ActionName) -> bool {
-    keys::action(action.as_str()).is_some() || program.commands.contains_key(action)
+    keys::action(action.as_str()).is_some()
+        || program.commands.contains_key(action)
+        || (*action == ActionName::console() && program.has_console())
 }
 
 /// What changes for one action of a program.

@@ -140,6 +140,14 @@ impl Connection {
         let _ = self.stream.set_read_timeout(Some(time));
     }
 
+    /// The way to the daemon once more, for what is said while a run goes on.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn sender(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
+
     /// A descriptor that came with the last messages, in order.
     pub fn take_fd(&mut self) -> Option<OwnedFd> {
         self.fds.pop_front()

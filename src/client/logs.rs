@@ -50,7 +50,7 @@ fn one(
         id,
         follow: options.follow,
         output: OutputWay::Fd,
-        offset: 0,
+        ..LogsRequest::default()
     };
     let only = match options.stream.as_deref() {
         Some("out") => Some(Stream::Stdout),

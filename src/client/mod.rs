@@ -12,6 +12,7 @@ mod import;
 mod list;
 mod logs;
 mod run;
+mod terminal;
 mod view;
 
 use std::fmt::Write as _;
@@ -40,6 +41,7 @@ pub enum Exit {
 pub fn main(target: &Target, command: Command) -> Exit {
     let result = match command {
         Command::Run(options) => run::run(target, options),
+        Command::Attach { what } => run::attach(target, &what),
         Command::Logs(options) => logs::logs(target, &options),
         Command::History(options) => history::history(target, options),
         Command::Cancel { id } => control::cancel(target, id),
@@ -130,8 +132,9 @@ impl From<io::Error> for Problem {
 /// as what they are.
 pub fn say(text: &str) {
     let mut lines = String::new();
+    let end = if terminal::is_raw() { "\r\n" } else { "\n" };
     for line in text.lines() {
-        let _ = writeln!(lines, "deployer: {}", printable(line));
+        let _ = write!(lines, "deployer: {}{end}", printable(line));
     }
     let _ = io::stderr().write_all(lines.as_bytes());
 }

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::terminal::{self, Keyboard};
 use super::view::View;
 use super::{Connection, Exit, Fault, Problem, REFUSED, say, socket_path, watched};
 use crate::cli::{self, RunOptions, Target};
-use crate::protocol::message::{Behind, OutputWay, Reply, Request, Row, RunRequest, StdinWay};
+use crate::protocol::message::{
+    Behind, LogsRequest, OutputWay, Reply, Request, Row, RunRequest, StdinWay,
+};
 use crate::sys;
 
 /// How long a client whose connection broke tries to find the daemon again.
@@ -40,18 +43,28 @@ pub fn run(target: &Target, options: RunOptions) -> Result<Exit, Problem> {
             OutputWay::Fd
         },
         detach: options.detach,
+        terminal: terminal::here().filter(|_| !options.detach),
         program: options.program,
         action: options.action,
     };
-    let mut follower = Follower {
-        path: socket_path(target)?,
-        request: Request::Run(request),
-        json: options.json,
-        detach: options.detach,
-        shown: Shown::default(),
-        leaving: None,
-    };
+    let mut follower = Follower::new(target, Request::Run(request))?;
+    follower.json = options.json;
+    follower.detach = options.detach;
     follower.follow()
+}
+
+/// `ATTACH PROGRAM|ID`: comes back to the terminal of a run.
+pub fn attach(target: &Target, what: &str) -> Result<Exit, Problem> {
+    let id = what.parse::<u64>().ok();
+    let request = LogsRequest {
+        id,
+        program: id.is_none().then(|| what.to_owned()),
+        follow: true,
+        output: OutputWay::Fd,
+        terminal: Some(terminal::here().unwrap_or_default()),
+        ..LogsRequest::default()
+    };
+    Follower::new(target, Request::Logs(request))?.follow()
 }
 
 /// A name for this request that nobody else makes up, so that asking again is not asking twice.
@@ -97,9 +110,26 @@ struct Follower {
     shown: Shown,
     /// The thread that waits for Ctrl-C; it is started when it is worth it.
     leaving: Option<std::sync::mpsc::Sender<u64>>,
+    /// The key that leaves the terminal of a run.
+    detach_key: Option<u8>,
+    /// What is typed, if it goes to a terminal of the run.
+    keyboard: Option<Keyboard>,
 }
 
 impl Follower {
+    fn new(target: &Target, request: Request) -> Result<Self, Problem> {
+        Ok(Self {
+            path: socket_path(target)?,
+            request,
+            json: false,
+            detach: false,
+            shown: Shown::default(),
+            leaving: None,
+            detach_key: terminal::detach_key()?,
+            keyboard: None,
+        })
+    }
+
     /// Asks, and asks again under the same key when the daemon went away in the middle.
     fn follow(&mut self) -> Result<Exit, Problem> {
         let mut since: Option<Instant> = None;
@@ -111,6 +141,9 @@ impl Follower {
                 Err(Broken::Problem(problem)) => return Err(problem),
                 Err(Broken::Fault(fault)) => fault,
             };
+            if let Some(keyboard) = &self.keyboard {
+                keyboard.disconnect();
+            }
             if since.is_none() && matches!(fault, Fault::Connect { .. }) {
                 return Err(fault.into());
             }
@@ -170,17 +203,27 @@ impl Follower {
                         say("a newer request covers this one; its run is shown when it starts");
                     }
                 }
-                Reply::Started { id, request, fds } => {
+                Reply::Started {
+                    id,
+                    request,
+                    fds,
+                    terminal,
+                    offset,
+                } => {
                     self.accepted(request.unwrap_or(id));
                     if self.shown.run != Some(id) {
                         self.shown.run = Some(id);
-                        self.shown.offset = 0;
+                        self.shown.offset = offset;
                     }
                     view = self.open(&mut connection, &fds)?;
+                    if terminal {
+                        self.sit_down(id, &connection)?;
+                    }
                 }
                 Reply::Grew { .. } => self.show(&mut view)?,
                 Reply::Ended { run, request } => {
                     self.show(&mut view)?;
+                    self.keyboard = None;
                     return Ok(self.ended(&run, request)?);
                 }
                 Reply::Done {
@@ -212,6 +255,20 @@ impl Follower {
         if let Some(leaving) = &self.leaving {
             let _ = leaving.send(id);
         }
+    }
+
+    /// The run has a terminal of its own: what is typed here goes there.
+    fn sit_down(&mut self, run: u64, connection: &Connection) -> Result<(), Problem> {
+        if self.leaving.is_none() {
+            self.leaving = Some(watch_for_interrupt(Some(run))?);
+        }
+        let keyboard = match self.keyboard.take() {
+            Some(keyboard) => keyboard,
+            None => Keyboard::take(self.detach_key)?,
+        };
+        keyboard.connect(run, connection.sender()?);
+        self.keyboard = Some(keyboard);
+        Ok(())
     }
 
     fn open(
@@ -367,6 +424,8 @@ fn feed(pipe: OwnedFd) -> Result<(), Problem> {
     // A client in the background of its terminal is told EIO instead of being stopped.
     sys::signal::ignore(Signal::SIGTTIN);
     let copy = move || {
+        // The first thread hears them, or the one that waits for them.
+        let _ = leaving_signals().thread_block();
         let mut pipe = File::from(pipe);
         let _ = io::copy(&mut io::stdin().lock(), &mut pipe);
     };
@@ -374,6 +433,12 @@ fn feed(pipe: OwnedFd) -> Result<(), Problem> {
     spawned
         .map(drop)
         .map_err(|e| Problem::new(format!("cannot read stdin: {e}")))
+}
+
+/// What tells the client to leave its run alone.
+fn leaving_signals() -> SigSet {
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    signals.into_iter().collect()
 }
 
 fn readable_within(connection: &Connection, patience: Duration) -> Result<bool, Problem> {
@@ -391,12 +456,11 @@ fn readable_within(connection: &Connection, patience: Duration) -> Result<bool, 
 
 /// From here on Ctrl-C (and TERM, HUP) leaves the run alone and says how to get back to it.
 fn watch_for_interrupt(mut request: Option<u64>) -> Result<std::sync::mpsc::Sender<u64>, Problem> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    // Threads made from now on inherit the mask; the ones there are block it here.
-    signals
+    let signals = leaving_signals();
+    // Threads made from now on inherit the mask: also of the one for which a keyboard waits.
+    let mut blocked = signals;
+    blocked.add(Signal::SIGWINCH);
+    blocked
         .thread_block()
         .map_err(|e| Problem::new(format!("cannot watch for signals: {e}")))?;
     let (tell, told) = std::sync::mpsc::channel();
@@ -405,6 +469,7 @@ fn watch_for_interrupt(mut request: Option<u64>) -> Result<std::sync::mpsc::Send
         if let Some(id) = told.try_iter().last() {
             request = Some(id);
         }
+        terminal::restore();
         if let Some(id) = request {
             say(&format!(
                 "left; the run goes on. `deployer LOGS {id} -f` follows it, `deployer CANCEL {id}` ends it"

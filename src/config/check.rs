@@ -339,7 +339,8 @@ impl Checker<'_> {
                 | Key::GidAction(action)
                 | Key::UserAction(action)
                 | Key::GroupAction(action)
-                | Key::TimeoutAction(action) => Some((action.clone(), false, *entry)),
+                | Key::TimeoutAction(action)
+                | Key::TtyAction(action) => Some((action.clone(), false, *entry)),
                 _ => None,
             })
             .collect();
@@ -356,7 +357,9 @@ impl Checker<'_> {
 
     /// Whether an action that a key names is there: the daemon's, or one of the program's own.
     fn action(&mut self, action: &ActionName, defines: bool, entry: &Entry, program: &Program) {
-        if keys::action(action.as_str()).is_some() {
+        let of_daemon = keys::action(action.as_str()).is_some()
+            || (*action == ActionName::console() && program.has_console());
+        if of_daemon {
             return;
         }
         let head = entry.key.strip_suffix(action.as_str()).unwrap_or_default();

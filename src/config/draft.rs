@@ -60,6 +60,8 @@ pub(super) fn default_program() -> Program {
         stop_signal: 15,
         kill_mode: KillMode::Tree,
         no_new_privs: true,
+        tty: false,
+        tty_action: BTreeMap::new(),
         coalesce: true,
         leftovers: Leftovers::Keep,
         autostart: None,
@@ -266,6 +268,12 @@ impl Reader<'_> {
                 self.set(entry, values::word(v, &words), &mut p.kill_mode);
             }
             Key::NoNewPrivs => self.set(entry, values::yes_no(v), &mut p.no_new_privs),
+            Key::Tty => self.set(entry, values::yes_no(v), &mut p.tty),
+            Key::TtyAction(action) => {
+                if let Some(tty) = self.value(entry, values::yes_no(v)) {
+                    p.tty_action.insert(action, tty);
+                }
+            }
             Key::Coalesce => self.set(entry, values::yes_no(v), &mut p.coalesce),
             Key::Leftovers => {
                 let words = [

@@ -95,6 +95,8 @@ pub enum Key {
     StopSignal,
     KillMode,
     NoNewPrivs,
+    Tty,
+    TtyAction(ActionName),
     Coalesce,
     Leftovers,
     Autostart,
@@ -193,6 +195,8 @@ const KEYS: &[KeySpec] = {
         row("stop-signal", Both, Nothing(Key::StopSignal)),
         row("kill-mode", Both, Nothing(Key::KillMode)),
         row("no-new-privs", Both, Nothing(Key::NoNewPrivs)),
+        row("tty", Both, Nothing(Key::Tty)),
+        row("tty-", Program, Process(Key::TtyAction)),
         row("coalesce", Both, Nothing(Key::Coalesce)),
         row("leftovers", Both, Nothing(Key::Leftovers)),
         row("autostart", Both, Nothing(Key::Autostart)),
@@ -214,7 +218,6 @@ const KEYS: &[KeySpec] = {
 /// is told so instead of being offered a similar word.
 const LATER_ACTIONS: &[&str] = &["update"];
 const LATER_KEYS: &[&str] = &[
-    "tty",
     "source",
     "deploy-dir",
     "switch",
@@ -543,7 +546,7 @@ mod tests {
 
     #[test]
     fn keys_of_parts_to_come_are_called_unsupported() {
-        for text in ["cmd-update", "uid-update", "tty", "schedule-run"] {
+        for text in ["cmd-update", "uid-update", "keep", "schedule-run"] {
             assert_eq!(
                 error(text, Scope::Program).code,
                 Code::UnsupportedKey,

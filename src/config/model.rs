@@ -109,6 +109,10 @@ pub struct Program {
     pub kill_mode: KillMode,
     /// Whether set-id programs are powerless in the child.
     pub no_new_privs: bool,
+    /// Whether a process gets a terminal of its own.
+    pub tty: bool,
+    /// `tty-ACTION`.
+    pub tty_action: BTreeMap<ActionName, bool>,
     /// Whether waiting requests coalesce to the last.
     pub coalesce: bool,
     /// What happens to processes that outlive their run.
@@ -167,6 +171,18 @@ impl Program {
     #[must_use]
     pub fn run_as(&self, action: &ActionName) -> &RunAs {
         self.run_as_action.get(action).unwrap_or(&self.run_as)
+    }
+
+    /// Whether the processes of `action` get a terminal of their own.
+    #[must_use]
+    pub fn has_tty(&self, action: &ActionName) -> bool {
+        self.tty_action.get(action).copied().unwrap_or(self.tty)
+    }
+
+    /// Whether somebody can sit down at the terminal of its supervised process.
+    #[must_use]
+    pub fn has_console(&self) -> bool {
+        self.is_supervised() && self.has_tty(&ActionName::start())
     }
 
     /// How long a run of `action` may take; none is without bound.

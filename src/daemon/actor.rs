@@ -26,11 +26,12 @@ use crate::engine::{Effect, Ending, Engine, Event, Exit, Standing, StopReason, T
 use crate::ids::{ActionName, LaneName, ProgramName, RunId};
 use crate::keeper::Saved;
 use crate::keeper::saved::SavedRun;
-use crate::protocol::message::{Behind, ErrorCode, Reply};
+use crate::protocol::message::{Behind, ErrorCode, Reply, Terminal};
 use crate::run::pump::Closed;
 use crate::run::tree::Tree;
-use crate::server::Notice;
+use crate::server::{Input, Notice};
 use crate::store::{By, Finish, NewRun, Outcome, Row, StoreError};
+use crate::sys::terminal::Size;
 
 /// How many requests of a program with `coalesce = no` may wait.
 const QUEUE_MAX: usize = 1000;
@@ -155,6 +156,8 @@ pub struct Order {
     pub requested_at: Moment,
     /// The process of the supervised program, for the script.
     pub pid: Option<i32>,
+    /// Where its output will be seen, if it is to have a terminal of its own.
+    pub terminal: Option<Terminal>,
 }
 
 impl Order {
@@ -162,6 +165,22 @@ impl Order {
     #[must_use]
     pub fn is_service(&self) -> bool {
         self.spec.is_supervised() && matches!(self.action.as_str(), "start" | "restart")
+    }
+
+    /// How large its terminal is to be.
+    #[must_use]
+    pub fn terminal_size(&self) -> Size {
+        self.terminal.as_ref().map_or_else(Size::default, |t| Size {
+            rows: t.rows,
+            cols: t.cols,
+        })
+    }
+
+    /// Of what kind it is to be.
+    #[must_use]
+    pub fn terminal_kind(&self) -> &str {
+        let kind = self.terminal.as_ref().and_then(|t| t.kind.as_deref());
+        kind.unwrap_or("dumb")
     }
 
     /// Where it waits its turn. The processes of a supervised program share one lane, whichever
@@ -184,6 +203,8 @@ pub struct Waiter {
     pub notices: Notices,
     /// It has input for the run.
     pub stdin: bool,
+    /// That is for a terminal, at which somebody else may sit.
+    pub joins: bool,
     /// It wants to know that it is accepted, and no more.
     pub detach: bool,
     /// It speaks the plain protocol: displaced means gone.
@@ -198,6 +219,7 @@ impl Waiter {
             request,
             notices,
             stdin: false,
+            joins: false,
             detach: false,
             plain: false,
         }
@@ -612,7 +634,7 @@ impl Actor {
                 "the daemon is stopping; ask again when it is back",
             ));
         }
-        if !order.spec.coalesce && self.engine.waiting(&order.lane()) >= QUEUE_MAX {
+        if !terms_of(&order).coalesce && self.engine.waiting(&order.lane()) >= QUEUE_MAX {
             let message = format!(
                 "busy: {QUEUE_MAX} requests wait for {} already; try again later",
                 order.program
@@ -814,12 +836,18 @@ impl Actor {
             Stage::Live {
                 waiters, run: live, ..
             } => {
-                let stdin = if waiter.stdin && waiter.request == run {
-                    live.stdin.take()
-                } else {
-                    None
+                if waiter.joins && live.terminal.is_none() {
+                    let message = format!(
+                        "run {run} has no terminal (`tty = yes` gives it one); `deployer LOGS {run} -f` follows it"
+                    );
+                    waiter.last(error(ErrorCode::BadRequest, &message));
+                    return None;
+                }
+                let stdin = match waiter.stdin && waiter.request == run {
+                    true => live.input(waiter.joins),
+                    false => None,
                 };
-                if stdin.is_some() {
+                if let Some(Input::Pipe(_)) = stdin {
                     self.hands.unpark_stdin(run);
                 }
                 waiter.tell(Notice::Started {
@@ -871,10 +899,9 @@ impl Actor {
         }
         let had_stdin = live.stdin.is_some();
         for waiter in waiters.iter() {
-            let stdin = if waiter.request == id && waiter.stdin {
-                live.stdin.take()
-            } else {
-                None
+            let stdin = match waiter.stdin && waiter.request == id {
+                true => live.input(waiter.joins),
+                false => None,
             };
             waiter.tell(Notice::Started {
                 run: id,
@@ -989,29 +1016,29 @@ impl Actor {
             Effect::Wait { run } => self.wait(run),
             Effect::Supersede { run, by } => self.supersede(run, by),
             Effect::Revive { run, from: _ } => self.hands.waiting(run),
-            Effect::Stop { run } => self.with_live(run, |hands, live, spec| {
-                hands.stop(
-                    run,
-                    live,
-                    spec.stop_signal,
-                    spec.kill_mode == KillMode::Tree,
-                );
+            Effect::Stop { run } => self.with_live(run, |hands, live, order| {
+                let tree = order.spec.kill_mode == KillMode::Tree;
+                hands.stop(run, live, order.spec.stop_signal, tree);
+                // A shell at which somebody sits takes no notice of SIGTERM.
+                if live.terminal.is_some() && !order.is_service() {
+                    hands.stop(run, live, libc::SIGHUP, tree);
+                }
             }),
-            Effect::Kill { run } => self.with_live(run, |hands, live, spec| {
-                hands.kill(run, live, spec.kill_mode == KillMode::Tree);
+            Effect::Kill { run } => self.with_live(run, |hands, live, order| {
+                hands.kill(run, live, order.spec.kill_mode == KillMode::Tree);
             }),
             Effect::Watch { run } => self.with_live(run, |hands, live, _| hands.watch(run, live)),
             Effect::Finish { run, ending } => self.finish(run, ending),
         }
     }
 
-    fn with_live(&self, id: RunId, act: impl FnOnce(&Hands, &LiveRun, &Program)) {
+    fn with_live(&self, id: RunId, act: impl FnOnce(&Hands, &LiveRun, &Order)) {
         if let Some(Entry {
             stage: Stage::Live { run, .. },
             order,
         }) = self.entries.get(&id)
         {
-            act(&self.hands, run, &order.spec);
+            act(&self.hands, run, order);
         }
     }
 
@@ -1321,6 +1348,7 @@ impl Actor {
             key: None,
             requested_at: Moment::now(),
             pid: None,
+            terminal: asked.and_then(|o| o.terminal.clone()),
         };
         let id = self.register(Box::new(order), None);
         self.processes.insert(program, id);
@@ -1370,6 +1398,7 @@ impl Actor {
                     requested_at: Moment::now(),
                     key: None,
                     args: Vec::new(),
+                    terminal: None,
                     ..(*entry.order).clone()
                 };
                 // One for a former process would speak of that.
@@ -1684,7 +1713,8 @@ pub fn terms_of(order: &Order) -> Terms {
         };
     }
     Terms {
-        coalesce: spec.coalesce,
+        // What somebody types is for one run alone.
+        coalesce: spec.coalesce && order.terminal.is_none(),
         timeout: spec.timeout(&order.action),
         stop_timeout: spec.stop_timeout,
         leftovers: spec.leftovers,

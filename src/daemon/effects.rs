@@ -28,14 +28,15 @@ use crate::log;
 use crate::protocol::message::{ErrorCode, Reply};
 use crate::run::cgroup::{Cgroups, RunGroup};
 use crate::run::environment::Facts;
-use crate::run::identity::Identities;
+use crate::run::identity::{Identities, Identity};
 use crate::run::pump::{Closed, Listener, LogTrouble, Pump, PumpRun};
 use crate::run::spawn;
 use crate::run::tree::{self, Descent, Tree};
-use crate::server::{LiveLog, Notice, Progress};
+use crate::server::{Input, LiveLog, Notice, Progress};
 use crate::store::{Finish, NewRun, OnFailure, Outcome, Queries, Row, Store};
 use crate::sys;
 use crate::sys::child::PidReport;
+use crate::sys::terminal::Terminal;
 
 /// How long the output of a run whose process has ended may be held up by what it left behind.
 const DRAIN: Duration = Duration::from_millis(1500);
@@ -62,6 +63,8 @@ pub struct LiveRun {
     pub log: Arc<LiveLog>,
     /// The write end of its standard input, until somebody is given it.
     pub stdin: Option<OwnedFd>,
+    /// Its terminal, if it has one.
+    pub terminal: Option<Arc<Terminal>>,
     /// The read ends of its output pipes once more, in case the keeper has to be replaced.
     pub parked: Vec<OwnedFd>,
     /// What the pump needs; taken when it is handed over.
@@ -95,6 +98,18 @@ impl std::fmt::Debug for LiveRun {
 }
 
 impl LiveRun {
+    /// The input of its process for somebody who has some: for its own client, or for one who
+    /// joined it. A pipe is given away.
+    pub fn input(&mut self, joined: bool) -> Option<Input> {
+        match &self.terminal {
+            Some(terminal) => Some(Input::Terminal {
+                terminal: Arc::clone(terminal),
+                joined,
+            }),
+            None => self.stdin.take().map(Input::Pipe),
+        }
+    }
+
     /// What became of its output, if there are no pipes to read any more.
     #[must_use]
     pub fn without_output(&self) -> Option<Closed> {
@@ -670,13 +685,19 @@ struct Job {
     actor: mpsc::UnboundedSender<Msg>,
 }
 
+/// The daemon's ends of a process's standard streams.
+struct Ends {
+    out: OwnedFd,
+    err: OwnedFd,
+    stdin: Option<OwnedFd>,
+    terminal: Option<Terminal>,
+}
+
 /// What a run's process needs, but for the process itself.
 struct Ready {
     process: spawn::Ready,
     stdio: spawn::Stdio,
-    out: OwnedFd,
-    err: OwnedFd,
-    stdin: Option<OwnedFd>,
+    ends: Ends,
     files: log::Files,
     paths: (PathBuf, PathBuf),
     limit: u64,
@@ -711,14 +732,12 @@ impl Job {
 
         let global = &self.in_force.config.global;
         let (files, paths, limit) = self.log_files().map_err(|e| failed(e, 126))?;
-        let (out, stdout) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
-        let (err, stderr) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
-        let (stdin, stdin_write) = if self.stdin {
-            let (read, write) = spawn::pipe_for(&identity).map_err(spawn_failed)?;
-            (read, Some(write))
-        } else {
-            (spawn::null().map_err(spawn_failed)?, None)
+        let has_tty = spec.has_tty(&order.action);
+        let streams = match has_tty {
+            true => self.terminal(&identity),
+            false => self.pipes(&identity),
         };
+        let (ends, [stdin, stdout, stderr]) = streams.map_err(spawn_failed)?;
         let (signs, means) = if order.is_service() {
             let prepared = signs::prepare(spec, identity.uid);
             prepared.map_err(|e| failed(format!("cannot listen for its signs: {e}"), 126))?
@@ -743,6 +762,7 @@ impl Job {
                 run: self.id,
                 by: &order.by.user,
                 pid: order.pid,
+                terminal: has_tty.then(|| order.terminal_kind()),
                 inputs: &order.inputs,
             },
             args: &order.args,
@@ -754,6 +774,7 @@ impl Job {
             stdin,
             stdout,
             stderr,
+            terminal: has_tty,
             extra: means.extra,
         };
         let process = spawn::prepare(&plan, &stdio, report).map_err(spawn_failed)?;
@@ -768,15 +789,55 @@ impl Job {
         Ok(Ready {
             process,
             stdio,
-            out,
-            err,
-            stdin: stdin_write,
+            ends,
             files,
             paths,
             limit,
             group,
             signs,
         })
+    }
+
+    /// Pipes: the daemon's ends, and what becomes stdin, stdout and stderr of the process.
+    fn pipes(&self, identity: &Identity) -> Result<(Ends, [OwnedFd; 3]), spawn::SpawnError> {
+        let (out, stdout) = spawn::pipe_for(identity)?;
+        let (err, stderr) = spawn::pipe_for(identity)?;
+        let (stdin, fed) = if self.stdin {
+            let (read, write) = spawn::pipe_for(identity)?;
+            (read, Some(write))
+        } else {
+            (spawn::null()?, None)
+        };
+        let ends = Ends {
+            out,
+            err,
+            stdin: fed,
+            terminal: None,
+        };
+        Ok((ends, [stdin, stdout, stderr]))
+    }
+
+    /// One terminal for all three. What is typed at it before the process reads is kept.
+    fn terminal(&self, identity: &Identity) -> Result<(Ends, [OwnedFd; 3]), spawn::SpawnError> {
+        let cloned = |fd: std::io::Result<OwnedFd>| {
+            fd.map_err(|e| spawn::SpawnError::Io("use a terminal", e))
+        };
+        let (terminal, process) = spawn::terminal_for(identity, self.order.terminal_size())?;
+        if !self.stdin && !self.order.is_service() {
+            terminal.end_input();
+        }
+        let stdio = [
+            cloned(process.try_clone())?,
+            cloned(process.try_clone())?,
+            process,
+        ];
+        let ends = Ends {
+            out: cloned(terminal.try_clone())?,
+            err: spawn::null()?,
+            stdin: None,
+            terminal: Some(terminal),
+        };
+        Ok((ends, stdio))
     }
 
     /// Makes the process, and tells the actor.
@@ -789,15 +850,19 @@ impl Job {
         let Ready {
             process,
             stdio,
-            out,
-            err,
-            stdin,
+            ends,
             files,
             paths,
             limit,
             group,
             signs,
         } = ready;
+        let Ends {
+            out,
+            err,
+            stdin,
+            terminal,
+        } = ends;
         let mut to_park = vec![out.as_fd(), err.as_fd()];
         to_park.extend(stdin.as_ref().map(AsFd::as_fd));
         self.link.send(&ToKeeper::Park { run: self.id.0 }, &to_park);
@@ -833,6 +898,7 @@ impl Job {
             tree: Arc::new(tree),
             log,
             stdin,
+            terminal: terminal.map(Arc::new),
             output: Some(output),
             parent: Parent::Daemon,
             signs,

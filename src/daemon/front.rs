@@ -26,12 +26,13 @@ use crate::engine::service::Ask;
 use crate::ids::{ActionName, ProgramName, RunId};
 use crate::policy::{self, Grant, Peer};
 use crate::protocol::message::{
-    ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, Service, StdinWay,
+    ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, Service, StdinWay, Terminal,
 };
 use crate::run::script;
 use crate::run::tree::{Tree, Usage, ticks_per_second};
 use crate::server::{Desk, LiveLog, Notice, Progress};
 use crate::store::{Filter, Programs, Queries, Row, Store, StoreError};
+use crate::sys::terminal::Size;
 
 /// Longest reason, in bytes.
 const REASON_MAX: usize = 1000;
@@ -176,6 +177,7 @@ impl Front {
             }
             Kind::Run | Kind::Ask(_) => {}
             Kind::Status => return self.status(name, notices).await,
+            Kind::Console => return self.console(name, notices).await,
             Kind::Nothing => {
                 finish(notices, None);
                 return Ok(());
@@ -208,6 +210,7 @@ impl Front {
             .map_err(|e| bad(format!("{name}: {e}; nothing was run")))?;
         check_texts(&request).map_err(bad)?;
         let by = self.names.by(peer).await;
+        let has_tty = spec.has_tty(grant.action());
         let order = Order {
             program: name,
             spec,
@@ -222,11 +225,13 @@ impl Front {
             args: request.args,
             requested_at,
             pid: None,
+            terminal: request.terminal.filter(|_| has_tty).map(usable),
         };
         let waiter = Waiter {
             request: RunId(0),
             notices: notices.clone(),
             stdin: request.stdin != StdinWay::None,
+            joins: false,
             detach: request.detach,
             plain,
         };
@@ -260,6 +265,59 @@ impl Front {
         });
         done(notices, more, Some(word.to_owned()), i32::from(!up));
         Ok(())
+    }
+
+    /// The default of `console`: somebody sits down at the terminal of the program's process.
+    async fn console(&self, name: ProgramName, notices: &Notices) -> Result<(), Refusal> {
+        let (answer, states) = oneshot::channel();
+        self.send(Msg::Lanes(vec![name.clone()], answer));
+        let state = states.await.ok().and_then(|mut states| states.pop());
+        let running = state.filter(|s| s.service.as_ref().is_some_and(|s| s.pid.is_some()));
+        let joined = match running.and_then(|state| state.run) {
+            Some(run) => self.join(run, notices).await,
+            None => false,
+        };
+        if joined {
+            return Ok(());
+        }
+        let message = format!("{name} is not running; `deployer {name} start` starts it");
+        Err(refusal(ErrorCode::BadRequest, message))
+    }
+
+    /// Lets somebody type into a run's terminal, and see what comes of it; whether it goes on.
+    async fn join(&self, run: RunId, notices: &Notices) -> bool {
+        let waiter = Waiter {
+            stdin: true,
+            joins: true,
+            ..Waiter::onlooker(run, notices.clone())
+        };
+        let (answer, left) = oneshot::channel();
+        self.send(Msg::Watch(run, waiter, answer));
+        matches!(left.await, Ok(None))
+    }
+
+    /// Whether somebody may type into a run: into a supervised program whoever may use its
+    /// console, into others whoever began them, and root.
+    fn may_join(&self, peer: &Peer, row: &Row) -> Result<(), Refusal> {
+        let refused = |message| Err(refusal(ErrorCode::Refused, message));
+        let (program, id) = (&row.program, row.id);
+        if self.is_process(row) {
+            if self
+                .authorize(peer, program, &ActionName::console())
+                .is_err()
+            {
+                let message = format!("{program}: you may see its runs, but not use its console");
+                return refused(message);
+            }
+            return Ok(());
+        }
+        let admin = policy::is_admin(self.in_force().owner, peer);
+        if !admin && row.by.uid != peer.raw_uid {
+            let message = format!("run {id} is {}'s, who alone may type into it", row.by.user);
+            return refused(message);
+        }
+        let action = ActionName::new(&row.action).unwrap_or_else(|_| ActionName::run());
+        self.authorize(peer, program, &action).map(drop)
     }
 
     async fn kill(
@@ -454,6 +512,13 @@ impl Front {
         let mut id = row.id;
         if let Some(by) = row.covered_by.filter(|_| row.started_at.is_none()) {
             id = by;
+        }
+        if request.terminal.is_some() {
+            self.may_join(peer, &row)?;
+            if self.join(id, notices).await {
+                return Ok(());
+            }
+            return Err(refusal(ErrorCode::Failed, over(&row)));
         }
         let waiter = Waiter::onlooker(id, notices.clone());
         if request.follow {
@@ -792,6 +857,8 @@ enum Kind {
     Ask(Ask),
     /// To say whether it is up.
     Status,
+    /// To let somebody sit down at its terminal.
+    Console,
     /// Nothing, successfully.
     Nothing,
     /// There is no such command, and nothing to do without one.
@@ -811,6 +878,7 @@ impl Kind {
             "reload" if supervised => Self::Ask(Ask::Restart),
             "status" if supervised => Self::Status,
             "signal" if supervised => Self::Nothing,
+            "console" if spec.has_console() => Self::Console,
             "start" | "stop" | "restart" => Self::Missing("cmd-start"),
             "status" => Self::Missing("cmd-status"),
             "reload" => Self::Missing("cmd-reload"),
@@ -862,6 +930,21 @@ pub fn chain(e: &dyn std::error::Error) -> String {
 /// Runs what may wait for a disk or a name service. `None`: it panicked, and the log says so.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// A terminal as a process can use it: what a client knows nothing of is as usual.
+fn usable(terminal: Terminal) -> Terminal {
+    let word = |kind: &String| {
+        let part = |c: char| c.is_ascii_alphanumeric() || "-+_.".contains(c);
+        !kind.is_empty() && kind.len() <= 64 && kind.chars().all(part)
+    };
+    let usual = Size::default();
+    let or = |given: u16, usual: u16| if given == 0 { usual } else { given };
+    Terminal {
+        rows: or(terminal.rows, usual.rows),
+        cols: or(terminal.cols, usual.cols),
+        kind: terminal.kind.filter(word),
+    }
 }
 
 /// Bounds of what reaches the child or the record as text.

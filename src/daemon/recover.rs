@@ -27,6 +27,7 @@ use crate::keeper::{Link, Reason, ToDaemon, ToKeeper};
 use crate::log;
 use crate::run::tree::{self, Tree};
 use crate::store::{Finish, OnFailure, Outcome, Row, Store};
+use crate::sys::terminal::Terminal;
 
 /// How long the input of a run that was taken over waits for its client to come back.
 const STDIN_FOR: Duration = Duration::from_secs(10);
@@ -315,6 +316,7 @@ impl Recovery<'_> {
             key: row.request_key.clone(),
             requested_at: Moment::from_nanos(row.requested_at),
             pid: None,
+            terminal: None,
         })
     }
 
@@ -399,6 +401,7 @@ impl Recovery<'_> {
             log::log_path(log_dir, &order.program, id),
             log::index_path(log_dir, &order.program, id),
         );
+        let terminal = pipes.as_ref().and_then(|(out, _)| Terminal::of(out));
         let mut parked = Vec::new();
         let observed = pipes.and_then(|(out, err)| {
             let files = log::open_for_writing(log_dir, &order.program, id);
@@ -441,6 +444,7 @@ impl Recovery<'_> {
             tree: Arc::new(tree),
             log,
             stdin,
+            terminal: terminal.map(Arc::new),
             parked,
             output,
             parent,

@@ -94,6 +94,35 @@ pub struct RunRequest {
     /// Answer when it is accepted, not when it is over.
     #[serde(default)]
     pub detach: bool,
+    /// The terminal at which somebody will type, if the run has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Terminal>,
+}
+
+/// A client's terminal.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terminal {
+    /// Lines of text.
+    pub rows: u16,
+    /// Characters in each.
+    pub cols: u16,
+    /// Its kind, as `$TERM` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+}
+
+/// What a client may say while a run goes on that it types into.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Aside {
+    /// Its terminal has another size.
+    Resize {
+        /// Lines of text.
+        rows: u16,
+        /// Characters in each.
+        cols: u16,
+    },
 }
 
 impl Default for RunRequest {
@@ -108,6 +137,7 @@ impl Default for RunRequest {
             stdin: StdinWay::default(),
             output: OutputWay::default(),
             detach: false,
+            terminal: None,
         }
     }
 }
@@ -134,6 +164,9 @@ pub struct LogsRequest {
     /// With `program`: of a supervised one the next process after this run, now or later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
+    /// With `id`, or the name of a supervised program: also to type into its own terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Terminal>,
 }
 
 /// Where a run's standard input comes from.
@@ -192,6 +225,12 @@ pub enum Reply {
         /// The fds that come with this message, in this order: `log`, `index`, `stdin`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         fds: Vec<String>,
+        /// The run has a terminal of its own, and takes frames of kind 2 for it.
+        #[serde(default, skip_serializing_if = "is_no")]
+        terminal: bool,
+        /// Where in the log the output that is new to the client begins, in bytes.
+        #[serde(default, skip_serializing_if = "is_none_at_all")]
+        offset: u64,
     },
     /// The log is now so long.
     Grew {
@@ -260,6 +299,14 @@ pub enum Reply {
         /// What, and what to do next.
         message: String,
     },
+}
+
+fn is_no(flag: &bool) -> bool {
+    !flag
+}
+
+fn is_none_at_all(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 fn is_zero(status: &i32) -> bool {

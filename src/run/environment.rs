@@ -20,6 +20,8 @@ pub struct Facts<'a> {
     pub by: &'a str,
     /// The process of the supervised program.
     pub pid: Option<i32>,
+    /// What kind of terminal it has, if it has one.
+    pub terminal: Option<&'a str>,
     /// Checked inputs.
     pub inputs: &'a BTreeMap<String, String>,
 }
@@ -32,6 +34,10 @@ pub fn environment(
     facts: &Facts<'_>,
 ) -> BTreeMap<String, String> {
     let mut env = spec.env.clone();
+    if let Some(kind) = facts.terminal {
+        env.entry("TERM".to_owned())
+            .or_insert_with(|| kind.to_owned());
+    }
     for (name, value) in facts.inputs {
         env.insert(variable(name), value.clone());
     }

@@ -13,6 +13,7 @@ use super::identity::{Identity, IdentityError};
 use super::script::{self, Script, ScriptError};
 use crate::config::model::{Limit, Program, Resource};
 use crate::sys::child::{self, Child, Failure, Image, PidReport, Step};
+use crate::sys::terminal::{Size, Terminal};
 
 /// Standard input, output and error of a run, on the child's side.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Stdio {
     pub stdout: OwnedFd,
     /// 2
     pub stderr: OwnedFd,
+    /// Whether they are a terminal, which becomes that of its session.
+    pub terminal: bool,
     /// Another one, and its number.
     pub extra: Option<(OwnedFd, RawFd)>,
 }
@@ -74,6 +77,7 @@ impl std::fmt::Display for StepError {
                 "cannot set the limits of {program}: {e} (limit-… above what the daemon may have?)"
             ),
             Step::Stdio | Step::Descriptors => write!(f, "cannot connect {program}: {e}"),
+            Step::Terminal => write!(f, "cannot give {program} its terminal: {e}"),
             Step::Capabilities => write!(f, "cannot drop capabilities for {program}: {e}"),
             Step::Groups | Step::Gid | Step::Uid => write!(
                 f,
@@ -216,6 +220,7 @@ pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Read
             stdio.stdout.as_raw_fd(),
             stdio.stderr.as_raw_fd(),
         ],
+        terminal: stdio.terminal,
         extra: stdio.extra.as_ref().map(|(fd, to)| (fd.as_raw_fd(), *to)),
         report,
         umask: spec.umask,
@@ -343,6 +348,15 @@ pub fn pipe_for(identity: &Identity) -> Result<(OwnedFd, OwnedFd), SpawnError> {
         let _ = rustix::fs::fchown(&read, Some(uid), Some(gid));
     }
     Ok((read, write))
+}
+
+/// A terminal for the run's user. Returns the daemon's end, and the process's.
+///
+/// # Errors
+/// There are none left, or `/dev/pts` is not mounted.
+pub fn terminal_for(identity: &Identity, size: Size) -> Result<(Terminal, OwnedFd), SpawnError> {
+    let owner = identity.ids().map(|ids| ids.uid);
+    Terminal::open(owner, size).map_err(|e| SpawnError::Io("make a terminal (tty = yes)", e))
 }
 
 /// `/dev/null`, to read from.

@@ -19,13 +19,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info};
 
-use super::{Desk, LiveLog, Notice, stream};
+use super::{Desk, Input, LiveLog, Notice, stream};
 use crate::log::{Chunk, Reader, Stream};
 use crate::policy::Peer;
 use crate::protocol::MAX_REQUEST;
 use crate::protocol::frame::{self, HEADER, Kind, MAX_DATA};
-use crate::protocol::message::{ErrorCode, OutputWay, Reply, Request, RunRequest, StdinWay};
+use crate::protocol::message::{
+    self, Aside, ErrorCode, OutputWay, Reply, Request, RunRequest, StdinWay,
+};
 use crate::protocol::plain::{Answer, FirstLine, first_line};
+use crate::sys::terminal::{Size, Terminal};
 
 /// How long a client may take for a whole request.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -296,48 +299,77 @@ fn dropped_text(bytes: u64) -> String {
 /// Copies what the client sends to the run's standard input, its end included.
 async fn feed_raw(
     from: &mut OwnedReadHalf,
-    stdin: Option<OwnedFd>,
+    stdin: Option<Input>,
     early: Vec<u8>,
 ) -> io::Result<()> {
-    let mut pipe = stdin.map(Pipe::new).transpose()?;
-    if let Some(p) = &pipe
-        && p.write(&early).await.is_err()
+    let mut feed = stdin.map(Feed::new).transpose()?;
+    if let Some(f) = &feed
+        && f.write(&early).await.is_err()
     {
-        pipe = None;
+        feed = None;
     }
     drop(early);
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let n = from.read(&mut buffer).await?;
         if n == 0 {
+            if let Some(feed) = feed {
+                feed.end();
+            }
             return Ok(());
         }
-        if let Some(p) = &pipe
-            && p.write(&buffer[..n]).await.is_err()
+        if let Some(f) = &feed
+            && f.write(&buffer[..n]).await.is_err()
         {
-            pipe = None; // The run does not read any more: that is its right.
+            feed = None; // The run does not read any more: that is its right.
         }
     }
 }
 
-/// The write end of a run's standard input.
-struct Pipe(AsyncFd<OwnedFd>);
+/// The way to a run's standard input.
+struct Feed {
+    fd: AsyncFd<OwnedFd>,
+    terminal: Option<Arc<Terminal>>,
+    joined: bool,
+}
 
-impl Pipe {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self(crate::sys::fd::watch(fd, Interest::WRITABLE)?))
+impl Feed {
+    fn new(input: Input) -> io::Result<Self> {
+        let (fd, terminal, joined) = match input {
+            Input::Pipe(fd) => {
+                rustix::io::ioctl_fionbio(&fd, true)?;
+                (fd, None, false)
+            }
+            Input::Terminal { terminal, joined } => (terminal.try_clone()?, Some(terminal), joined),
+        };
+        let fd = crate::sys::fd::watch(fd, Interest::WRITABLE)?;
+        Ok(Self {
+            fd,
+            terminal,
+            joined,
+        })
     }
 
     async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let n = self
-                .0
-                .async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
-                .await?;
+            let n = self.write_some(bytes).await?;
             bytes = &bytes[n..];
         }
         Ok(())
+    }
+
+    /// Writes what is taken now; waits while nothing is.
+    async fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.fd
+            .async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
+            .await
+    }
+
+    /// Nothing more will come.
+    fn end(self) {
+        if let Some(terminal) = self.terminal.filter(|_| !self.joined) {
+            terminal.end_input();
+        }
     }
 }
 
@@ -355,6 +387,12 @@ struct Wish {
     offset: u64,
 }
 
+/// The size of a client's terminal, if it has one.
+fn size_of(terminal: &message::Terminal) -> Option<Size> {
+    let (rows, cols) = (terminal.rows, terminal.cols);
+    (rows > 0 && cols > 0).then_some(Size { rows, cols })
+}
+
 /// A framed client: one request, then messages and data until the last message.
 async fn framed(
     socket: UnixStream,
@@ -364,23 +402,33 @@ async fn framed(
     desk: impl Desk,
 ) -> io::Result<()> {
     let asked_at = Instant::now();
-    let wish = match &request {
-        Request::Run(r) => Wish {
-            output: r.output,
-            stdin: r.stdin,
-            offset: 0,
-        },
-        Request::Logs(l) => Wish {
-            output: l.output,
-            stdin: StdinWay::None,
-            offset: l.offset,
-        },
-        _ => Wish {
-            output: OutputWay::None,
-            stdin: StdinWay::None,
-            offset: 0,
-        },
+    let nothing = Wish {
+        output: OutputWay::None,
+        stdin: StdinWay::None,
+        offset: 0,
     };
+    let (wish, terminal) = match &request {
+        Request::Run(r) => {
+            let (output, stdin) = (r.output, r.stdin);
+            let wish = Wish {
+                output,
+                stdin,
+                ..nothing
+            };
+            (wish, &r.terminal)
+        }
+        Request::Logs(l) => {
+            let (output, offset) = (l.output, l.offset);
+            let wish = Wish {
+                output,
+                offset,
+                ..nothing
+            };
+            (wish, &l.terminal)
+        }
+        _ => (nothing, &None),
+    };
+    let size = terminal.as_ref().and_then(size_of);
     let (notices, mut told) = mpsc::unbounded_channel();
     desk.submit(peer, request, false, notices).await;
     early.shrink_to_fit();
@@ -388,7 +436,8 @@ async fn framed(
     let mut incoming = Incoming {
         from,
         bytes: early,
-        stdin: None,
+        feed: None,
+        size,
     };
     let mut view: Option<View> = None;
     let mut last: Option<Box<Reply>> = None;
@@ -421,13 +470,23 @@ async fn framed(
                 Some(Notice::Reply(reply)) => to.write_all(&control(&reply)).await?,
                 Some(Notice::Final(reply)) => last = Some(reply),
                 Some(Notice::Started { run, request, log, stdin }) => {
-                    let (way, fed) = if wish.stdin == StdinWay::Fd { (stdin, None) } else { (None, stdin) };
-                    incoming.attach(fed)?;
+                    let mut wish = wish;
+                    if let Some(Input::Terminal { joined: true, .. }) = stdin && wish.offset == 0 {
+                        wish.offset = log.progress.borrow().bytes;
+                    }
+                    let way = match stdin {
+                        Some(Input::Pipe(fd)) if wish.stdin == StdinWay::Fd => Some(fd),
+                        input => {
+                            incoming.attach(input)?;
+                            None
+                        }
+                    };
                     let request = (request != run).then_some(request.0);
                     if way.is_none() && wish.output == OutputWay::Fd {
                         next = silence(&log, &mut told).await;
                     }
-                    view = start_view(&mut to, (run.0, request), wish, &log, way).await?;
+                    let start = Start { id: run.0, request, stdin: way, terminal: incoming.at_terminal() };
+                    view = start_view(&mut to, start, wish, &log).await?;
                 }
                 None => {
                     info!("the daemon dropped a request without an answer");
@@ -474,13 +533,20 @@ async fn silence(log: &LiveLog, told: &mut mpsc::UnboundedReceiver<Notice>) -> O
     }
 }
 
+/// A run that has started, for a client.
+struct Start {
+    id: u64,
+    request: Option<u64>,
+    stdin: Option<OwnedFd>,
+    terminal: bool,
+}
+
 /// Tells the client that its run has started, with the fds it wished for.
 async fn start_view(
     to: &mut OwnedWriteHalf,
-    (id, request): (u64, Option<u64>),
+    start: Start,
     wish: Wish,
     live: &Arc<LiveLog>,
-    stdin: Option<OwnedFd>,
 ) -> io::Result<Option<View>> {
     let mut names = Vec::new();
     let mut fds: Vec<OwnedFd> = Vec::new();
@@ -514,14 +580,16 @@ async fn start_view(
             });
         }
     }
-    if let Some(fd) = stdin {
+    if let Some(fd) = start.stdin {
         names.push("stdin".to_owned());
         fds.push(fd);
     }
     let message = control(&Reply::Started {
-        id,
-        request,
+        id: start.id,
+        request: start.request,
         fds: names,
+        terminal: start.terminal,
+        offset: wish.offset,
     });
     send_with_fds(to, &message, &fds).await?;
     Ok(view)
@@ -664,13 +732,36 @@ impl Source {
 struct Incoming {
     from: OwnedReadHalf,
     bytes: Vec<u8>,
-    stdin: Option<Pipe>,
+    feed: Option<Feed>,
+    /// How large the client's terminal is, if it has one.
+    size: Option<Size>,
 }
 
 impl Incoming {
-    fn attach(&mut self, stdin: Option<OwnedFd>) -> io::Result<()> {
-        self.stdin = stdin.map(Pipe::new).transpose()?;
+    fn attach(&mut self, input: Option<Input>) -> io::Result<()> {
+        self.feed = input.map(Feed::new).transpose()?;
+        if let Some(size) = self.size {
+            if self.feed.as_ref().is_some_and(|f| f.joined) {
+                // Another size for a moment: what draws on a terminal draws all of it again.
+                let rows = size.rows.saturating_sub(1);
+                self.resize(Size { rows, ..size });
+            }
+            self.resize(size);
+        }
         Ok(())
+    }
+
+    fn at_terminal(&self) -> bool {
+        self.feed.as_ref().is_some_and(|f| f.terminal.is_some())
+    }
+
+    fn resize(&mut self, size: Size) {
+        self.size = Some(size);
+        if let Some(terminal) = self.feed.as_ref().and_then(|f| f.terminal.as_ref())
+            && let Err(e) = terminal.resize(size)
+        {
+            debug!("a terminal cannot be resized: {e}");
+        }
     }
 
     /// Takes in one piece; false when the client has left, an error when it talks nonsense.
@@ -680,14 +771,23 @@ impl Incoming {
         match frame::decode(&self.bytes).map_err(io::Error::other)? {
             Some((Kind::Stdin, 0)) => {
                 self.bytes.drain(..HEADER);
-                self.stdin = None;
+                if let Some(feed) = self.feed.take() {
+                    feed.end();
+                }
+                Ok(true)
+            }
+            Some((Kind::Control, length)) => {
+                let aside = serde_json::from_slice(&self.bytes[HEADER..HEADER + length])?;
+                self.bytes.drain(..HEADER + length);
+                let Aside::Resize { rows, cols } = aside;
+                self.resize(Size { rows, cols });
                 Ok(true)
             }
             Some((Kind::Stdin, length)) => {
-                match &self.stdin {
-                    Some(pipe) => {
-                        // Bytes leave the buffer as the pipe takes them: the header shrinks with them.
-                        let n = pipe.write_some(&self.bytes[HEADER..HEADER + length]).await;
+                match &self.feed {
+                    Some(feed) => {
+                        // Bytes leave the buffer as they are taken: the header shrinks with them.
+                        let n = feed.write_some(&self.bytes[HEADER..HEADER + length]).await;
                         let n = n.unwrap_or(length);
                         self.bytes.drain(..HEADER + n);
                         if n < length {
@@ -707,14 +807,5 @@ impl Incoming {
                 Ok(self.from.read_buf(&mut self.bytes).await? > 0)
             }
         }
-    }
-}
-
-impl Pipe {
-    /// Writes what the pipe takes now; waits while it takes nothing.
-    async fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
-            .await
     }
 }

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use crate::ids::RunId;
 use crate::policy::Peer;
 use crate::protocol::message::{Reply, Request};
+use crate::sys::terminal::Terminal;
 
 /// Where requests go; the daemon's actor is behind it.
 pub trait Desk: Clone + Send + Sync + 'static {
@@ -49,8 +50,23 @@ pub enum Notice {
         request: RunId,
         /// Its log.
         log: Arc<LiveLog>,
-        /// The write end of its standard input, for the connection that asked for it.
-        stdin: Option<OwnedFd>,
+        /// Its standard input, for the connection that asked for it.
+        stdin: Option<Input>,
+    },
+}
+
+/// Where what a client sends goes.
+#[derive(Debug)]
+pub enum Input {
+    /// The write end of a pipe, for one client alone.
+    Pipe(OwnedFd),
+    /// A terminal, at which several may sit.
+    Terminal {
+        /// It.
+        terminal: Arc<Terminal>,
+        /// The client did not begin the run: it sees what comes from now on, and the end of what
+        /// it types is not that of the run's input.
+        joined: bool,
     },
 }
 

@@ -21,6 +21,7 @@ pub enum Step {
     Signals,
     Limits,
     Stdio,
+    Terminal,
     Descriptors,
     Capabilities,
     Groups,
@@ -76,6 +77,8 @@ pub enum Image {
 pub struct Child {
     /// Standard input, output, error; none below 3.
     pub stdio: [RawFd; 3],
+    /// Whether standard input is a terminal that is to be its session's own.
+    pub terminal: bool,
     /// A further descriptor, and its number in the child. The number is neither that of an
     /// [`Image::Fd`] nor its own.
     pub extra: Option<(RawFd, RawFd)>,
@@ -275,6 +278,13 @@ unsafe fn steps(prepared: &mut Prepared<'_>) -> Failure {
             try_step!(
                 Step::Stdio,
                 libc::syscall(libc::SYS_dup3, *from as c_long, to as c_long, 0 as c_long)
+            );
+        }
+        if child.terminal {
+            let (stdin, steal) = (0 as c_long, 0 as c_long);
+            try_step!(
+                Step::Terminal,
+                libc::syscall(libc::SYS_ioctl, stdin, libc::TIOCSCTTY, steal)
             );
         }
         try_step!(

@@ -1,4 +1,5 @@
-//! The only place with `unsafe`: thin wrappers around what no library offers safely.
+//! The only place with `unsafe`: thin wrappers around what no library offers safely, or not in one
+//! piece.
 
 #![allow(unsafe_code)]
 
@@ -10,3 +11,4 @@ pub mod fork;
 pub mod process;
 pub mod signal;
 pub mod socket;
+pub mod terminal;

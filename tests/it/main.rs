@@ -20,3 +20,4 @@ mod service;
 mod software;
 mod supervision;
 mod talk;
+mod terminal;
