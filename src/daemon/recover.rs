@@ -291,7 +291,9 @@ impl Recovery<'_> {
             });
         }
         if current {
-            let stop_at = stop_at(&order, started_at);
+            let timeout = order.spec.timeout(&order.action);
+            let lived = self.lived(&order, id, started_at);
+            let stop_at = timeout.map(|t| Instant::now() + t.saturating_sub(lived));
             actor.adopt(id, order, live, started_at, stop_at);
         } else {
             actor.adopt_ended(id, order, live, started_at);
@@ -299,6 +301,23 @@ impl Recovery<'_> {
         if let Some(exit) = exit {
             let _ = self.inbox.send(Msg::Exited(id, exit));
         }
+    }
+
+    /// How long a run has lived. The clock may have been set since then; what the machine counts
+    /// since it was started has not.
+    fn lived(&self, order: &Order, id: RunId, started_at: Moment) -> Duration {
+        let log_dir = &self.in_force.config.global.log_dir;
+        let reader = log::Reader::open(log_dir, &order.program, id).ok();
+        let then = reader.and_then(|r| r.header().ok().flatten());
+        let now = log::Header::for_run(id).ok();
+        let both = then
+            .zip(now)
+            .filter(|(then, now)| then.run == id && then.boot_id == now.boot_id);
+        let nanos = match both {
+            Some((then, now)) => now.boottime_ns - then.boottime_ns,
+            None => Moment::now().nanos().saturating_sub(started_at.nanos()),
+        };
+        Duration::from_nanos(nanos.max(0).cast_unsigned())
     }
 
     fn order(&self, row: &Row) -> Option<Order> {
@@ -486,17 +505,6 @@ fn is_same(pid: i32, noted: i64) -> bool {
     // The header is written just before the process is made.
     let soon = Duration::from_secs(5).as_nanos();
     started <= u128::from(noted.max(0).cast_unsigned()) + soon
-}
-
-/// When the timeout of a run that was started then runs out.
-fn stop_at(order: &Order, started_at: Moment) -> Option<Instant> {
-    let timeout = order.spec.timeout(&order.action)?;
-    let lived = Moment::now()
-        .nanos()
-        .saturating_sub(started_at.nanos())
-        .max(0)
-        .cast_unsigned();
-    Some(Instant::now() + timeout.saturating_sub(Duration::from_nanos(lived)))
 }
 
 /// The text of the configuration in force.

@@ -1,4 +1,4 @@
-//! L1–L9, L11, L13, L15–L21: what becomes of a run when something goes wrong around it.
+//! L1–L13, L15–L21 (L14 is in `supervision`): what becomes of a run when something goes wrong around it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -366,6 +367,150 @@ fn l3_a_run_that_was_taken_over_keeps_its_status_when_the_keeper_is_killed() {
     assert_eq!(d.ended(1)["exit_code"], 7);
     d.ask(OWNER, ["-s"]).exits(0);
     d.await_strays();
+}
+
+/// A clock for one daemon and its children, so many seconds from the machine's.
+const CLOCK: &str = r#"
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int result = syscall(SYS_clock_gettime, clock, now);
+    char offset[32] = "";
+    int fd = clock == CLOCK_REALTIME ? open("@S@/clock", O_RDONLY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        if (read(fd, offset, sizeof offset - 1) > 0)
+            now->tv_sec += atol(offset);
+        close(fd);
+    }
+    return result;
+}
+"#;
+
+/// L10: somebody sets the machine's clock while a run goes on: its time is what has passed.
+#[test]
+fn l10_timeouts_and_pauses_do_not_care_about_the_clock() {
+    root_only!(l10_timeouts_and_pauses_do_not_care_about_the_clock);
+    let site = Site::new();
+    let clock = site.path("shared/clock");
+    let (source, library) = (site.path("clock.c"), site.path("clock.so"));
+    fs::write(&source, site.expand(CLOCK)).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source]);
+    finish(cc).exits(0);
+    fs::create_dir(site.path("etc")).unwrap();
+    // It takes the environment away from its parts, so it has an /etc of its own.
+    site.wrap([
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        "cp -a /etc/. @D@/etc && echo @D@/clock.so > @D@/etc/ld.so.preload && \
+         mount --bind @D@/etc /etc && exec \"$@\"",
+        "sh",
+    ]);
+    site.configure(
+        "[prog-app]\ntimeout = 1s\ncmd-run = echo begin >> @S@/trace; exec sleep 1000\n\
+         [prog-up]\nrestart-delay = 0.5\ncmd-start = echo up >> @S@/trace; exit 1\n",
+    );
+    let d = site.start();
+    let mut ids = Vec::new();
+    for (n, jump) in ["200000", "-200000"].into_iter().enumerate() {
+        let since = Instant::now();
+        ids.push(d.detach("app"));
+        d.await_trace("begin", n + 1);
+        fs::write(&clock, jump).unwrap();
+        let row = d.ended(ids[n]);
+        assert_eq!(outcome(&row), "timed-out", "{row}");
+        assert!(since.elapsed() >= Duration::from_secs(1), "{jump}: {row}");
+    }
+    // The clock did jump for the daemon, and people can still read what happened.
+    let day = |id: u64| d.row(id)["ended_at"].as_str().unwrap()[..10].to_owned();
+    assert_ne!(day(ids[0]), day(ids[1]));
+    d.ask(OWNER, ["HISTORY"]).exits(0);
+    d.ask(OWNER, ["up", "start"]).exits(0);
+    fs::write(&clock, "-900000").unwrap();
+    d.await_trace("up", 3);
+    d.ask(OWNER, ["up", "stop"]);
+    // Nor does the daemon that takes a run over.
+    let since = Instant::now();
+    let run = d.detach("app");
+    d.await_trace("begin", 3);
+    fs::write(&clock, "900000").unwrap();
+    d.kill_daemon();
+    d.await_ready();
+    let row = d.ended(run);
+    assert_eq!(outcome(&row), "timed-out", "{row}");
+    assert!(since.elapsed() >= Duration::from_secs(1), "{row}");
+}
+
+/// L12: the machine is started anew: what ran is over, and does not begin again by itself unless
+/// the configuration says so.
+#[test]
+fn l12_a_reboot_interrupts_runs_and_starts_only_what_is_configured_to_start() {
+    root_only!(l12_a_reboot_interrupts_runs_and_starts_only_what_is_configured_to_start);
+    let site = Site::new();
+    // The number of this boot, as the daemon sees it.
+    let boots = [
+        "11111111-1111-4111-8111-111111111111\n",
+        "22222222-2222-4222-8222-222222222222\n",
+    ];
+    fs::write(site.path("shared/boot"), boots[0]).unwrap();
+    site.wrap([
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        "mount --bind @S@/boot /proc/sys/kernel/random/boot_id && exec \"$@\"",
+        "sh",
+    ]);
+    site.configure(
+        "[prog-app]\ncmd-run = echo $$ > @S@/app; echo app >> @S@/trace; exec sleep 1000\n\
+         [prog-auto]\nautostart = yes\ncmd-start = echo $$ > @S@/auto; echo auto >> @S@/trace; exec sleep 1000\n\
+         [prog-halted]\nautostart = yes\ncmd-start = echo halted >> @S@/trace; exec sleep 1000\n\
+         [prog-manual]\nrestart = always\ncmd-start = echo $$ > @S@/manual; echo manual >> @S@/trace; exec sleep 1000\n",
+    );
+    let d = site.start();
+    for program in ["auto", "halted"] {
+        d.await_trace(program, 1);
+    }
+    d.ask(OWNER, ["halted", "stop"]).exits(0);
+    d.ask(OWNER, ["manual", "start"]).exits(0);
+    let run = d.detach("app");
+    d.await_trace("app", 1);
+    let waits = d.detach("app");
+    d.await_trace("manual", 1);
+    let before = d.history();
+    d.kill_both();
+    for name in ["app", "auto", "manual"] {
+        let pid = pid_from(&d, name);
+        kill(pid, Signal::KILL);
+        wait_for("it is gone", || (!alive(pid)).then_some(()));
+    }
+    fs::write(d.path("shared/boot"), boots[1]).unwrap();
+    d.start_again();
+    let row = d.ended(run);
+    assert_eq!(
+        (outcome(&row), &row["exit_code"]),
+        ("interrupted", &Value::Null),
+        "{row}"
+    );
+    for row in before.iter().filter(|r| r["outcome"] == "running") {
+        let now = d.ended(row["id"].as_u64().unwrap());
+        assert_eq!(outcome(&now), "interrupted", "{now}");
+    }
+    d.await_trace("auto", 2);
+    assert_eq!(outcome(&d.ended(waits)), "not-started");
+    assert_eq!(
+        d.ask(OWNER, ["auto", "status"]).exits(0).text(),
+        "running\n"
+    );
+    d.ask(OWNER, ["halted", "status"]).exits(1);
+    d.ask(OWNER, ["manual", "status"]).exits(1);
 }
 
 /// L4: what ignores TERM is killed after stop-timeout, with all that belongs to it.
