@@ -165,11 +165,10 @@ pub fn may_see(config: &Config, owner: Uid, peer: &Peer, program: &ProgramName) 
     let section = config.programs.get(program);
     let own = section.unwrap_or(&config.script);
     actions(own).iter().any(|action| may(own, action.as_str()))
-        || (section.is_none()
-            && config
-                .lingering
-                .get(program)
-                .is_some_and(|removed| LINGERING.iter().any(|action| may(removed, action))))
+        || config
+            .lingering
+            .get(program)
+            .is_some_and(|removed| LINGERING.iter().any(|action| may(removed, action)))
 }
 
 /// The actions that make sense for a program: its own, and those of the daemon that it is made
@@ -346,13 +345,13 @@ const LINGERING: [&str; 4] = ["stop", "status", "kill", "cancel"];
 /// The section of a program, what it was for one that was removed, or what holds for scripts
 /// without one.
 fn settings<'a>(config: &'a Config, program: &ProgramName, action: &str) -> &'a Arc<Program> {
-    let removed = || config.lingering.get(program);
-    match config.programs.get(program) {
-        Some(section) => section,
-        None => removed()
-            .filter(|_| LINGERING.contains(&action))
-            .unwrap_or(&config.script),
-    }
+    let section = config.programs.get(program);
+    let removed = config.lingering.get(program);
+    // What is left of a section may still be run, and that be cancelled.
+    removed
+        .filter(|_| LINGERING.contains(&action) && (section.is_none() || action != "cancel"))
+        .or(section)
+        .unwrap_or(&config.script)
 }
 
 fn admin(owner: Uid, peer: &Peer) -> Option<Rule> {

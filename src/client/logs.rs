@@ -5,43 +5,36 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
 use super::view::View;
-use super::{Connection, Exit, Problem, say, socket_path, watched};
+use super::{Connection, Exit, Problem, say, socket_path};
 use crate::cli::{LogsOptions, Target};
 use crate::log::{Lines, Reader, Stream};
 use crate::protocol::message::{LogsRequest, OutputWay, Reply, Request};
 
 /// `LOGS PROGRAM|ID`.
 pub fn logs(target: &Target, options: &LogsOptions) -> Result<Exit, Problem> {
-    let mut after = None;
+    let run = options.what.parse::<u64>().is_ok();
+    let mut after = 0;
     loop {
-        let Some((id, action)) = one(target, options, after)? else {
-            return Ok(Exit::Status(0));
-        };
-        // The log of a supervised program goes on when it is started again.
-        let program = options.what.parse::<u64>().is_err();
-        let process = matches!(action.as_str(), "start" | "restart");
-        if !(options.follow && program && process) {
-            return Ok(Exit::Status(0));
+        match one(target, options, after)? {
+            // The log of a supervised program is that of all its processes, one after the other.
+            Some((id, action)) if !run && matches!(action.as_str(), "start" | "restart") => {
+                after = id;
+            }
+            None if options.follow => {}
+            _ => return Ok(Exit::Status(0)),
         }
-        if watched() {
-            say(&format!(
-                "{} has ended; its next start is waited for",
-                options.what
-            ));
-        }
-        after = Some(id);
     }
 }
 
-/// Shows one run; which it was, and of which action.
+/// Shows one run; which it was, and of which action. None if there is none at the moment.
 fn one(
     target: &Target,
     options: &LogsOptions,
-    after: Option<u64>,
+    after: u64,
 ) -> Result<Option<(u64, String)>, Problem> {
     let id = options.what.parse::<u64>().ok();
     let request = LogsRequest {
-        after,
+        after: Some(after),
         program: if id.is_none() {
             Some(options.what.clone())
         } else {
@@ -107,6 +100,7 @@ fn one(
                 }
                 return Ok(Some((run.id, run.action.clone())));
             }
+            Reply::Done { .. } => return Ok(None),
             Reply::Outlook { .. } | Reply::Displaced => {}
             other => return Err(Problem::unexpected(&other)),
         }

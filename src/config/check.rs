@@ -14,7 +14,7 @@ use super::draft::{Draft, Reader, default_global};
 use super::ini::{Entry, Header, Section, scan};
 use super::keys::{self, Key, Scope};
 use super::lists::Lists;
-use super::model::{Config, Global, Program};
+use super::model::{Config, Global, KillMode, Program};
 pub use super::people::Names;
 use crate::ids::{ActionName, IdError, ProgramName};
 
@@ -151,6 +151,7 @@ impl Checker<'_> {
             let program = self.program(section, header.line, &template).finish();
             if let Some(name) = name {
                 self.warn_of_root(header, &program);
+                self.warn_of_no_end(header, &program);
                 programs.insert(name, Arc::new(program));
             }
         }
@@ -387,7 +388,17 @@ impl Checker<'_> {
         }
     }
 
-    /// The same for scripts of the root directory that have no section.
+    /// Nothing would ever end it.
+    fn warn_of_no_end(&mut self, header: &Header, program: &Program) {
+        let script = program.command(&ActionName::stop()).is_some();
+        if program.is_supervised() && program.kill_mode == KillMode::None && !script {
+            let message = format!("nothing stops {}", bracketed(header));
+            let help = "with `kill-mode = none` a `cmd-stop` has to";
+            self.warning(Code::NoEnd, place_of_name(header), message, help);
+        }
+    }
+
+    /// What [`Self::warn_of_root`] warns of, for scripts of the root directory that have no section.
     fn warn_of_root_script(&mut self, script: &Program) {
         if !self.any_action_is_root_for_others(script) {
             return;

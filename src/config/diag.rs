@@ -84,6 +84,8 @@ codes! {
     Overridden = "overridden",
     /// Runs as root because nobody said otherwise.
     RunsAsRoot = "runs-as-root",
+    /// A program that nothing stops.
+    NoEnd = "no-end",
 }
 
 impl Serialize for Code {

@@ -9,7 +9,7 @@ use super::ini::Entry;
 use super::inputs;
 use super::keys::Key;
 use super::model::{
-    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, Pause, Program, Ready,
+    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, LogTo, Pause, Program, Ready,
     RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser,
 };
 use super::people::{Names, groups, run_group, run_user, users};
@@ -74,6 +74,7 @@ pub(super) fn default_program() -> Program {
         ready: None,
         ready_timeout: Duration::from_secs(60),
         watchdog: None,
+        log: LogTo::File,
         log_max_size: 1 << 30,
         log_keep: Retention {
             count: Some(100),
@@ -264,7 +265,11 @@ impl Reader<'_> {
             Key::StopTimeout => self.set(entry, values::duration(v), &mut p.stop_timeout),
             Key::StopSignal => self.set(entry, values::signal(v), &mut p.stop_signal),
             Key::KillMode => {
-                let words = [("tree", KillMode::Tree), ("process", KillMode::Process)];
+                let words = [
+                    ("tree", KillMode::Tree),
+                    ("process", KillMode::Process),
+                    ("none", KillMode::None),
+                ];
                 self.set(entry, values::word(v, &words), &mut p.kill_mode);
             }
             Key::NoNewPrivs => self.set(entry, values::yes_no(v), &mut p.no_new_privs),
@@ -306,6 +311,14 @@ impl Reader<'_> {
             }
             Key::ReadyTimeout => self.set(entry, values::duration(v), &mut p.ready_timeout),
             Key::Watchdog => self.set(entry, values::optional_duration(v), &mut p.watchdog),
+            Key::Log => {
+                let words = [
+                    ("file", LogTo::File),
+                    ("journald", LogTo::Journal),
+                    ("none", LogTo::Nowhere),
+                ];
+                self.set(entry, values::word(v, &words), &mut p.log);
+            }
             Key::LogMaxSize => self.set(entry, values::size(v), &mut p.log_max_size),
             Key::LogKeep => self.set(entry, values::retention(v, Bounds::Logs), &mut p.log_keep),
             Key::HistoryKeep => {

@@ -129,6 +129,8 @@ pub struct Program {
     pub ready_timeout: Duration,
     /// It is ended when it has not been heard of for so long.
     pub watchdog: Option<Duration>,
+    /// Where the output of its supervised process goes.
+    pub log: LogTo,
     /// The largest log of one run, in bytes.
     pub log_max_size: u64,
     /// Which logs are kept.
@@ -298,6 +300,17 @@ impl PartialEq for InputKind {
     }
 }
 
+/// Where the output of a supervised process goes (`log`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogTo {
+    /// Into a log like that of every run.
+    File,
+    /// To the machine's journal, straight from the process.
+    Journal,
+    /// Nowhere.
+    Nowhere,
+}
+
 /// Which processes end with a run that is stopped (`kill-mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KillMode {
@@ -305,6 +318,8 @@ pub enum KillMode {
     Tree,
     /// Its process alone.
     Process,
+    /// None: they end by themselves, or by what `cmd-stop` does.
+    None,
 }
 
 /// What happens to processes that outlive their run (`leftovers`).

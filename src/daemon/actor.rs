@@ -314,6 +314,8 @@ pub struct Actor {
     services: Services,
     /// The process of each supervised program.
     processes: HashMap<ProgramName, RunId>,
+    /// The newest process that each had.
+    newest: HashMap<ProgramName, RunId>,
     /// Who wants to see the next process of a program.
     onlookers: HashMap<ProgramName, Vec<Waiter>>,
     /// Runs that end well when the process of a program is ready.
@@ -322,6 +324,8 @@ pub struct Actor {
     asked: HashMap<ProgramName, Box<Order>>,
     /// Who stopped each last, for its script.
     asked_to_stop: HashMap<ProgramName, Box<Order>>,
+    /// By which action, and of whom, the process of each is to end.
+    halted_by: HashMap<ProgramName, (ActionName, String)>,
     /// How the last process of each ended.
     last_exits: HashMap<ProgramName, (Exit, Moment)>,
     /// Why a process could not be made.
@@ -355,9 +359,11 @@ impl Actor {
             services: Services::default(),
             processes: HashMap::new(),
             questions: HashMap::new(),
+            newest: HashMap::new(),
             onlookers: HashMap::new(),
             asked: HashMap::new(),
             asked_to_stop: HashMap::new(),
+            halted_by: HashMap::new(),
             last_exits: HashMap::new(),
             trouble: HashMap::new(),
             tickets: HashMap::new(),
@@ -893,6 +899,9 @@ impl Actor {
             true => self.onlookers.remove(&entry.order.program),
             false => None,
         };
+        if entry.order.is_service() {
+            self.newest.insert(entry.order.program.clone(), id);
+        }
         for mut waiter in onlookers.into_iter().flatten() {
             waiter.request = id;
             waiters.push(waiter);
@@ -1017,6 +1026,9 @@ impl Actor {
             Effect::Supersede { run, by } => self.supersede(run, by),
             Effect::Revive { run, from: _ } => self.hands.waiting(run),
             Effect::Stop { run } => self.with_live(run, |hands, live, order| {
+                if order.spec.kill_mode == KillMode::None {
+                    return;
+                }
                 let tree = order.spec.kill_mode == KillMode::Tree;
                 hands.stop(run, live, order.spec.stop_signal, tree);
                 // A shell at which somebody sits takes no notice of SIGTERM.
@@ -1025,7 +1037,10 @@ impl Actor {
                 }
             }),
             Effect::Kill { run } => self.with_live(run, |hands, live, order| {
-                hands.kill(run, live, order.spec.kill_mode == KillMode::Tree);
+                // Nothing outlives the daemon.
+                if order.spec.kill_mode != KillMode::None || self.stopping {
+                    hands.kill(run, live, order.spec.kill_mode == KillMode::Tree);
+                }
             }),
             Effect::Watch { run } => self.with_live(run, |hands, live, _| hands.watch(run, live)),
             Effect::Finish { run, ending } => self.finish(run, ending),
@@ -1211,6 +1226,10 @@ impl Actor {
                 (None, waiters, None)
             }
         };
+        if let Ending::Stopped(StopReason::Halted, _) = ending {
+            let by = self.halted_by.remove(&order.program);
+            finish.detail = by.map(|(action, user)| format!("ended by `{action}` of {user}"));
+        }
         info!("run {id} of {}: {}", order.program, outcome.as_str());
         let row = finished_row(id, &order, started_at, &finish);
         let message = Box::new(super::rows::message(&row));
@@ -1296,6 +1315,10 @@ impl Actor {
             order.action, order.by.user
         );
         let (state, _) = self.services.state(&program);
+        if ask != Ask::Start && self.processes.contains_key(&program) {
+            let by = (order.action.clone(), order.by.user.clone());
+            self.halted_by.insert(program.clone(), by);
+        }
         match (ask, state) {
             (Ask::Stop, _) => drop(self.asked_to_stop.insert(program.clone(), order)),
             (
@@ -1315,7 +1338,8 @@ impl Actor {
 
     /// Makes the process of a supervised program, as a run of its own.
     fn launch(&mut self, program: ProgramName, cause: Cause) {
-        let Some(spec) = self.in_force.program(&program, true) else {
+        let spec = self.in_force.program(&program, true);
+        let Some(spec) = spec.filter(|spec| spec.is_supervised()) else {
             let message = format!("{program} is not configured any more");
             return self.not_up(
                 &program,
@@ -1366,6 +1390,14 @@ impl Actor {
         }
         if self.stopping {
             return waiter.last(error(ErrorCode::Stopping, "the daemon is stopping"));
+        }
+        if self.newest.get(&program).is_some_and(|run| *run > after) {
+            // It has come and gone since the history was asked, which knows of it by now.
+            return waiter.last(Reply::Done {
+                message: None,
+                output: None,
+                status: 0,
+            });
         }
         let onlookers = self.onlookers.entry(program).or_default();
         onlookers.retain(|w| !w.notices.is_closed());

@@ -19,7 +19,7 @@ use super::clock::Moment;
 use super::front::chain;
 use super::rows;
 use super::signs::{self, Signs};
-use crate::config::model::{Program, RecordFailure, Retention};
+use crate::config::model::{LogTo, Program, RecordFailure, Retention};
 use crate::engine::Exit;
 use crate::ids::{LaneName, ProgramName, RunId};
 use crate::keeper::wire::STARTED_PID_AT;
@@ -29,6 +29,7 @@ use crate::protocol::message::{ErrorCode, Reply};
 use crate::run::cgroup::{Cgroups, RunGroup};
 use crate::run::environment::Facts;
 use crate::run::identity::{Identities, Identity};
+use crate::run::journal;
 use crate::run::pump::{Closed, Listener, LogTrouble, Pump, PumpRun};
 use crate::run::spawn;
 use crate::run::tree::{self, Descent, Tree};
@@ -693,6 +694,18 @@ struct Ends {
     terminal: Option<Terminal>,
 }
 
+impl Ends {
+    /// Of streams that lead elsewhere.
+    fn none() -> Result<Self, spawn::SpawnError> {
+        Ok(Self {
+            out: spawn::null()?,
+            err: spawn::null()?,
+            stdin: None,
+            terminal: None,
+        })
+    }
+}
+
 /// What a run's process needs, but for the process itself.
 struct Ready {
     process: spawn::Ready,
@@ -733,9 +746,11 @@ impl Job {
         let global = &self.in_force.config.global;
         let (files, paths, limit) = self.log_files().map_err(|e| failed(e, 126))?;
         let has_tty = spec.has_tty(&order.action);
-        let streams = match has_tty {
-            true => self.terminal(&identity),
-            false => self.pipes(&identity),
+        let streams = match spec.log {
+            _ if has_tty => self.terminal(&identity),
+            LogTo::Journal if order.is_service() => self.journal(),
+            LogTo::Nowhere if order.is_service() => self.nowhere(),
+            _ => self.pipes(&identity),
         };
         let (ends, [stdin, stdout, stderr]) = streams.map_err(spawn_failed)?;
         let (signs, means) = if order.is_service() {
@@ -815,6 +830,23 @@ impl Job {
             terminal: None,
         };
         Ok((ends, [stdin, stdout, stderr]))
+    }
+
+    /// A stream to the journal for output, and no input.
+    fn journal(&self) -> Result<(Ends, [OwnedFd; 3]), spawn::SpawnError> {
+        let stream = || {
+            journal::stream(&self.order.program).map_err(|e| {
+                let doing = "reach the journal (log = file keeps the output in a file)";
+                spawn::SpawnError::Io(doing, e)
+            })
+        };
+        Ok((Ends::none()?, [spawn::null()?, stream()?, stream()?]))
+    }
+
+    /// No input, and output that nobody sees.
+    fn nowhere(&self) -> Result<(Ends, [OwnedFd; 3]), spawn::SpawnError> {
+        let stdio = [spawn::null()?, spawn::null()?, spawn::null()?];
+        Ok((Ends::none()?, stdio))
     }
 
     /// One terminal for all three. What is typed at it before the process reads is kept.

@@ -20,7 +20,7 @@ use super::names::{self, Names};
 use super::rows;
 use crate::config::inputs::validate_inputs;
 use crate::config::load;
-use crate::config::model::{Args, Input, Program};
+use crate::config::model::{Args, Config, Input, KillMode, LogTo, Program};
 use crate::engine::Standing;
 use crate::engine::service::Ask;
 use crate::ids::{ActionName, ProgramName, RunId};
@@ -31,7 +31,7 @@ use crate::protocol::message::{
 use crate::run::script;
 use crate::run::tree::{Tree, Usage, ticks_per_second};
 use crate::server::{Desk, LiveLog, Notice, Progress};
-use crate::store::{Filter, Programs, Queries, Row, Store, StoreError};
+use crate::store::{Filter, Outcome, Programs, Queries, Row, Store, StoreError};
 use crate::sys::terminal::Size;
 
 /// Longest reason, in bytes.
@@ -493,16 +493,26 @@ impl Front {
         request: &LogsRequest,
         notices: &Notices,
     ) -> Result<(), Refusal> {
-        if let (Some(program), Some(after)) = (&request.program, request.after) {
-            let waiter = Waiter::onlooker(RunId(0), notices.clone());
-            let name = self.visible(peer, program)?;
-            self.send(Msg::Next(name, RunId(after), waiter));
-            return Ok(());
-        }
-        let row = match (&request.program, request.id) {
-            (_, Some(id)) => self.row(peer, RunId(id)).await?,
-            (Some(program), None) => self.latest(peer, program).await?,
-            (None, None) => {
+        let row = match (&request.program, request.id, request.after) {
+            (_, Some(id), _) => self.row(peer, RunId(id)).await?,
+            (Some(program), None, Some(after)) => {
+                let name = self.visible(peer, program)?;
+                match self.next_process(&name, RunId(after)).await? {
+                    Some(row) => row,
+                    None if after == 0 => self.latest(peer, program).await?,
+                    None if request.follow => {
+                        let waiter = Waiter::onlooker(RunId(0), notices.clone());
+                        self.send(Msg::Next(name, RunId(after), waiter));
+                        return Ok(());
+                    }
+                    None => {
+                        finish(notices, None);
+                        return Ok(());
+                    }
+                }
+            }
+            (Some(program), None, None) => self.latest(peer, program).await?,
+            (None, None, _) => {
                 return Err(refusal(
                     ErrorCode::BadRequest,
                     "logs of what? Name a program or a run",
@@ -548,24 +558,49 @@ impl Front {
         Ok(())
     }
 
+    /// Of a supervised program the next process after that run whose log is still there.
+    async fn next_process(&self, name: &ProgramName, after: RunId) -> Result<Option<Row>, Refusal> {
+        let now = self.in_force();
+        let Some(spec) = supervised(&now.config, name) else {
+            return Ok(None);
+        };
+        let (wanted, log_dir) = (name.clone(), now.config.global.log_dir.clone());
+        let elsewhere = spec.log != LogTo::File && !spec.has_console();
+        let row = self
+            .read(move |queries| {
+                let shows_something = |row: &Row| match stored_log(&log_dir, &wanted, row.id) {
+                    Some(log) => !elsewhere || log.progress.borrow().bytes > 0,
+                    None => !row.outcome.is_final(),
+                };
+                let mut row = queries.next_process(&wanted, after)?;
+                while let Some(found) = row.as_ref().filter(|row| !shows_something(row)) {
+                    row = queries.next_process(&wanted, found.id)?;
+                }
+                Ok(row)
+            })
+            .await?;
+        let instead = match spec.log {
+            _ if row.is_some() || !elsewhere || after != RunId(0) => return Ok(row),
+            LogTo::Journal => format!("is in the journal: journalctl -t {name}"),
+            _ => "is not kept (log = none)".to_owned(),
+        };
+        let message = format!("the output of {name} {instead}");
+        Err(refusal(ErrorCode::Failed, message))
+    }
+
     /// The newest run of a program that has, or had, its turn.
     async fn latest(&self, peer: &Peer, program: &str) -> Result<Row, Refusal> {
         let name = self.visible(peer, program)?;
         let wanted = name.clone();
         // Of a supervised program its processes are meant, not what was done to them.
-        let now = self.in_force();
-        let section = now.config.programs.get(&name);
-        let supervised = section.or(now.config.lingering.get(&name));
-        let supervised = supervised.is_some_and(|spec| spec.is_supervised());
+        let supervised = supervised(&self.in_force().config, &name).is_some();
         let row = self
             .read(move |queries| {
-                if !supervised {
-                    return queries.last_run(&wanted);
-                }
-                let started = queries.last_turn(&wanted, &ActionName::start())?;
-                let restarted = queries.last_turn(&wanted, &ActionName::restart())?;
-                let newest = started.into_iter().chain(restarted);
-                match newest.max_by_key(|row| row.id) {
+                let process = match supervised {
+                    true => queries.last_process(&wanted)?,
+                    false => None,
+                };
+                match process {
                     Some(row) => Ok(Some(row)),
                     None => queries.last_run(&wanted),
                 }
@@ -597,6 +632,18 @@ impl Front {
         if self.authorize(peer, &row.program, &action).is_err() {
             // They see the run, so the usual answer would be none.
             let message = format!("{}: you may see its runs, but not end them", row.program);
+            return Err(refusal(ErrorCode::Refused, message));
+        }
+        let name = ProgramName::new(&row.program).ok();
+        let spec = name.and_then(|name| self.in_force().program(&name, false));
+        if row.outcome == Outcome::Running
+            && !self.is_process(&row)
+            && spec.is_some_and(|spec| spec.kill_mode == KillMode::None)
+        {
+            let message = format!(
+                "run {id} of {} is ended by nobody but itself (kill-mode = none)",
+                row.program
+            );
             return Err(refusal(ErrorCode::Refused, message));
         }
         let (answer, standing) = oneshot::channel();
@@ -636,11 +683,7 @@ impl Front {
     fn is_process(&self, row: &Row) -> bool {
         let now = self.in_force();
         let name = ProgramName::new(&row.program).ok();
-        let spec = name.and_then(|name| {
-            let section = now.config.programs.get(&name);
-            section.or(now.config.lingering.get(&name)).cloned()
-        });
-        spec.is_some_and(|spec| spec.is_supervised())
+        name.is_some_and(|name| supervised(&now.config, &name).is_some())
             && matches!(row.action.as_str(), "start" | "restart")
     }
 
@@ -761,7 +804,7 @@ impl Front {
         let used = used.into_iter().chain(std::iter::repeat(None));
         for ((name, state), used) in names.into_iter().zip(states).zip(used) {
             let removed = now.config.lingering.contains_key(&name);
-            if removed && state.service.is_none() {
+            if removed && state.service.is_none() && !now.config.programs.contains_key(&name) {
                 continue;
             }
             let word = match &state.service {
@@ -846,6 +889,15 @@ impl Front {
         let _ = self.admin.send(Admin::Stop(notices.clone()));
         Ok(())
     }
+}
+
+/// The settings of a supervised program, or of what is left of one.
+fn supervised<'a>(config: &'a Config, name: &ProgramName) -> Option<&'a Arc<Program>> {
+    let found = [config.programs.get(name), config.lingering.get(name)];
+    found
+        .into_iter()
+        .flatten()
+        .find(|spec| spec.is_supervised())
 }
 
 /// What an action of a program comes to.

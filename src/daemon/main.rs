@@ -378,8 +378,8 @@ impl Daemon {
             .lingering
             .iter()
             .chain(&before.config.programs);
-        let removed = removed
-            .filter(|(name, spec)| spec.is_supervised() && !config.programs.contains_key(*name));
+        let supervised = |name| config.programs.get(name).is_some_and(|p| p.is_supervised());
+        let removed = removed.filter(|(name, spec)| spec.is_supervised() && !supervised(*name));
         config.lingering = removed
             .map(|(name, spec)| (name.clone(), Arc::clone(spec)))
             .collect();

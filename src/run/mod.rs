@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod environment;
 pub mod identity;
+pub mod journal;
 pub mod pump;
 pub mod script;
 pub mod spawn;

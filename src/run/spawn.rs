@@ -359,12 +359,15 @@ pub fn terminal_for(identity: &Identity, size: Size) -> Result<(Terminal, OwnedF
     Terminal::open(owner, size).map_err(|e| SpawnError::Io("make a terminal (tty = yes)", e))
 }
 
-/// `/dev/null`, to read from.
+/// `/dev/null`.
 ///
 /// # Errors
 /// No descriptors left.
 pub fn null() -> Result<OwnedFd, SpawnError> {
-    let opened = std::fs::File::open("/dev/null");
+    let opened = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null");
     opened
         .map(OwnedFd::from)
         .map_err(|e| SpawnError::Io("open /dev/null", e))

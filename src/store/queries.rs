@@ -175,6 +175,34 @@ impl Queries {
         )
     }
 
+    /// The newest process of a supervised program that has, or had, its turn.
+    ///
+    /// # Errors
+    /// The database could not be read.
+    pub fn last_process(&self, program: &ProgramName) -> Result<Option<Row>, StoreError> {
+        self.one(
+            "WHERE program = ?1 AND action IN ('start', 'restart') AND (started_at IS NOT NULL OR \
+             outcome IN ('running', 'not-started')) ORDER BY id DESC LIMIT 1",
+            params![program.as_str()],
+        )
+    }
+
+    /// The first process of a supervised program after that run.
+    ///
+    /// # Errors
+    /// The database could not be read.
+    pub fn next_process(
+        &self,
+        program: &ProgramName,
+        after: RunId,
+    ) -> Result<Option<Row>, StoreError> {
+        self.one(
+            "WHERE program = ?1 AND action IN ('start', 'restart') AND started_at IS NOT NULL AND \
+             id > ?2 ORDER BY id LIMIT 1",
+            params![program.as_str(), number(after)],
+        )
+    }
+
     /// How long an action of a program usually takes: the median of its last runs that
     /// succeeded. None if there are none.
     ///

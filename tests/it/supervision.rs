@@ -1,12 +1,14 @@
 //! Long-running programs: started, watched, started again, stopped.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
 
 use serde_json::Value;
 
 use crate::harness::{
-    ALICE, BOT_UID, CAROL, Daemon, OWNER, Running, Site, as_user, root, wait_for,
+    ALICE, BOT_UID, CAROL, Daemon, OWNER, Running, Site, User, as_user, root, wait_for,
 };
 
 /// What `LIST --json` says of a program.
@@ -606,7 +608,181 @@ fn a_log_is_followed_across_restarts() {
     d.ask(OWNER, ["app", "stop"]).exits(0);
     d.ask(OWNER, ["app", "start"]).exits(0);
     wait_for("it goes on", || text().ends_with("here 5\n").then_some(()));
-    assert_eq!(d.ask(OWNER, ["LOGS", "app"]).exits(0).text(), "here 5\n");
+    // The program's log is that of all its processes; that of a run is its own.
+    let whole = d.ask(OWNER, ["LOGS", "app"]).exits(0).text();
+    assert_eq!(whole, "here 1\nbye\nhere 3\nbye\nhere 4\nhere 5\n");
+    assert_eq!(d.ask(OWNER, ["LOGS", "3"]).exits(0).text(), "here 3\nbye\n");
+    fs::remove_file(d.path("log/app/1.log")).unwrap();
+    let kept = d.ask(OWNER, ["LOGS", "app"]).exits(0).text();
+    assert_eq!(kept, "here 3\nbye\nhere 4\nhere 5\n");
+}
+
+#[test]
+fn the_log_of_a_program_that_comes_and_goes_quickly_is_whole() {
+    let site = Site::new();
+    site.configure("[prog-app]\ncmd-start = echo \"here $DEPLOYER_RUN\"\n");
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.ended(1);
+    let out = d.path("shared/followed");
+    let mut follow = as_user(OWNER, "sh");
+    let command = "exec @D@/deployer --socket @D@/socket LOGS app -f > @S@/followed";
+    follow.arg("-c").arg(d.expand(command));
+    let _follow = Running::start(follow);
+    let text = || fs::read_to_string(&out).unwrap_or_default();
+    let mut expected = "here 1\n".to_owned();
+    for id in 2..=60 {
+        wait_for("its end", || (status(&d, "app") == "stopped").then_some(()));
+        d.ask(OWNER, ["app", "start"]).exits(0);
+        expected.push_str(&format!("here {id}\n"));
+    }
+    wait_for("all of them", || (text() == expected).then_some(()));
+}
+
+#[test]
+fn the_output_of_a_program_can_be_thrown_away() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nlog = none\ncmd-start = echo lost; echo up >> @S@/trace; exec sleep 1000\n\
+         cmd-say = echo kept\n",
+    );
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.await_trace("up", 1);
+    let pid = pid(&d, "app").unwrap();
+    let out = fs::read_link(format!("/proc/{pid}/fd/1")).unwrap();
+    assert_eq!(out.to_str(), Some("/dev/null"));
+    let logs = d.ask(OWNER, ["LOGS", "app"]).exits(125);
+    assert!(logs.errors().contains("log = none"), "{logs:?}");
+    assert_eq!(d.ask(OWNER, ["app", "say"]).exits(0).text(), "kept\n");
+    // Its end is noticed all the same, also by a later daemon.
+    d.kill_daemon();
+    d.await_ready();
+    d.ask(OWNER, ["app", "stop"]).exits(0);
+    let row = d.ended(1);
+    assert_eq!(
+        (&row["signal"], &row["bytes"]),
+        (&"SIGTERM".into(), &0.into())
+    );
+}
+
+#[test]
+fn the_output_of_a_program_can_go_to_the_journal() {
+    root_only!(the_output_of_a_program_can_go_to_the_journal);
+    let site = Site::new();
+    // The daemon sees a /run of its own, with our journald in it.
+    let journal = site.path("shared/journal");
+    fs::create_dir(&journal).unwrap();
+    let listener = UnixListener::bind(journal.join("stdout")).unwrap();
+    site.wrap([
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+         mount --bind @S@/journal /run/systemd/journal && exec \"$@\"",
+        "sh",
+    ]);
+    site.configure(
+        "[prog-app]\nlog = journald\ncmd-start = echo out; echo err >&2; exec sleep 1000\n",
+    );
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut text = String::new();
+        while text.lines().count() < 8 {
+            let mut bytes = [0; 1024];
+            let n = stream.read(&mut bytes).unwrap();
+            assert!(n > 0, "{text}");
+            text.push_str(std::str::from_utf8(&bytes[..n]).unwrap());
+        }
+        said.push(text);
+    }
+    // The identifier, no unit, the priority, prefixes count, and it goes nowhere else.
+    let header = "app\n\n6\n1\n0\n0\n0\n";
+    assert_eq!(said, [format!("{header}out\n"), format!("{header}err\n")]);
+    let logs = d.ask(OWNER, ["LOGS", "app"]).exits(125);
+    assert!(logs.errors().contains("journalctl -t app"), "{logs:?}");
+    d.ask(OWNER, ["app", "stop"]).exits(0);
+
+    drop(listener);
+    fs::remove_file(journal.join("stdout")).unwrap();
+    let start = d.ask(OWNER, ["app", "start"]).exits(126);
+    assert!(
+        start.errors().contains("cannot reach the journal"),
+        "{start:?}"
+    );
+}
+
+#[test]
+fn with_kill_mode_none_only_cmd_stop_ends_it() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nkill-mode = none\nstop-timeout = 0.1\n\
+         cmd-start = trap 'echo signalled >> @S@/trace' TERM HUP; echo up >> @S@/trace; read _ < @S@/gate; exit 4\n\
+         cmd-stop = echo asked >> @S@/trace; (sleep 0.5; echo > @S@/gate) > /dev/null 2>&1 &\n\
+         [prog-job]\nkill-mode = none\ncmd-run = trap 'echo signalled >> @S@/trace' TERM; read _ < @S@/gate2; exit 5\n",
+    );
+    let _gate = site.gate("gate");
+    let gate = site.gate("gate2");
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.await_trace("up", 1);
+    d.ask(OWNER, ["app", "stop"]).exits(4);
+    assert_eq!(d.trace(), ["up", "asked"]);
+    let run = d.background(OWNER, ["RUN", "job"]);
+    let id = d.history().last().unwrap()["id"].as_u64().unwrap();
+    wait_for("it runs", || {
+        (d.row(id)["outcome"] == "running").then_some(())
+    });
+    let refused = d.ask(OWNER, ["CANCEL", &id.to_string()]).exits(125);
+    assert!(refused.errors().contains("kill-mode = none"), "{refused:?}");
+    gate.open(1);
+    run.done().exits(5);
+    assert!(!d.trace().contains(&"signalled".to_owned()));
+}
+
+#[test]
+fn a_program_that_is_not_a_supervised_one_any_more_can_still_be_stopped() {
+    root_only!(a_program_that_is_not_a_supervised_one_any_more_can_still_be_stopped);
+    let site = Site::new();
+    let command = "cmd-run = echo run\n";
+    site.configure(&format!(
+        "[prog-app]\nuser = games\nallow-uid = 54321\nuid-run = none\ncmd-start = exec sleep 1000\n{command}"
+    ));
+    let d = site.start();
+    d.ask(ALICE, ["app", "start"]).exits(0);
+    d.configure(&format!(
+        "[prog-app]\nuser = games\nallow-uid = 54323\n{command}"
+    ));
+    d.ask(OWNER, ["-r"]).exits(0);
+    assert_eq!(listed(&d, "app")["state"], "lingering");
+    d.ask(CAROL, ["app", "stop"]).exits(125);
+    assert_eq!(d.ask(CAROL, ["RUN", "app"]).exits(0).text(), "run\n");
+    d.ask(ALICE, ["app", "stop"]).exits(0);
+    assert_eq!(listed(&d, "app")["state"], "idle");
+    d.ask(ALICE, ["app", "start"]).exits(125);
+}
+
+#[test]
+fn the_record_says_who_stopped_a_program() {
+    root_only!(the_record_says_who_stopped_a_program);
+    let site = Site::new();
+    site.configure("[prog-app]\nuser = games\nallow-uid = bin\ncmd-start = exec sleep 1000\n");
+    let d = site.start();
+    let bin = User {
+        uid: 2,
+        gid: 2,
+        groups: &[],
+    };
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    d.ask(bin, ["app", "restart"]).exits(0);
+    d.ask(OWNER, ["app", "stop"]).exits(0);
+    let rows = d.history();
+    assert_eq!(rows[0]["detail"], "ended by `restart` of bin");
+    assert_eq!(rows[1]["detail"], "ended by `stop` of root");
 }
 
 #[test]
