@@ -17,7 +17,7 @@
 //! ```
 //!
 //! A request is *admitted* when it is on record. While the lane is busy it waits in `queue`;
-//! one that coalesces takes the place of the last one there and *covers* it.
+//! one that coalesces takes the place of the last one there, if that does so too, and *covers* it.
 //!
 //! # Invariants (tested with random histories in `tests.rs`)
 //!
@@ -396,7 +396,7 @@ impl Engine {
             return;
         };
         let covers = match lane.queue.pop_back() {
-            Some(mut last) if terms.coalesce => {
+            Some(mut last) if terms.coalesce && last.terms.coalesce => {
                 out.push(Effect::Supersede {
                     run: last.run,
                     by: run,

@@ -389,6 +389,27 @@ fn a_queue_runs_every_request_in_order() {
 }
 
 #[test]
+fn a_request_of_its_own_is_displaced_by_nobody() {
+    let mut w = World::new();
+    let own = Terms {
+        coalesce: false,
+        ..terms()
+    };
+    let (first, _) = w.request(lane(0), terms());
+    w.begin(first);
+    let (second, _) = w.request(lane(0), own);
+    let (third, _) = w.request(lane(0), terms());
+    let (fourth, _) = w.request(lane(0), terms());
+    for (run, covers) in [(second, vec![]), (fourth, vec![third])] {
+        let before = if run == second { first } else { second };
+        let out = w.end_and_drain(before);
+        assert_eq!(out.last(), Some(&Effect::Start { run, covers }));
+        w.begin(run);
+    }
+    w.play_out();
+}
+
+#[test]
 fn cancelling_the_last_waiting_request_revives_the_one_it_displaced() {
     let mut w = World::new();
     let (first, _) = w.request(lane(0), terms());
