@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::ids::ActionName;
+use crate::protocol::message::CodeQuestion;
 
 /// Where the configuration is when nothing says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/deployer.cfg";
@@ -48,6 +49,29 @@ pub enum Command {
     Attach {
         /// The run, or a supervised program.
         what: String,
+    },
+    /// `RELEASES`, `WHY`, `VERIFY`
+    Code {
+        /// The program.
+        program: String,
+        /// Which of them.
+        about: CodeQuestion,
+        /// As JSON.
+        json: bool,
+    },
+    /// `FREEZE`
+    Freeze {
+        /// The program.
+        program: String,
+        /// Why.
+        reason: String,
+        /// For how long, as the configuration writes durations.
+        time: Option<String>,
+    },
+    /// `THAW`
+    Thaw {
+        /// The program.
+        program: String,
     },
     /// `HISTORY`
     History(HistoryOptions),
@@ -292,6 +316,61 @@ enum Verb {
         #[arg(value_name = "PROGRAM|ID")]
         what: String,
     },
+    /// Stay with the current release, or with this one, whatever the source has
+    #[command(name = "PIN", alias = "pin")]
+    Pin {
+        /// The program
+        program: String,
+        /// A release, as RELEASES lists them
+        release: Option<String>,
+        /// Say why; it stands in the history and in WHY
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Follow the source again
+    #[command(name = "UNPIN", alias = "unpin")]
+    Unpin {
+        /// The program
+        program: String,
+    },
+    /// List the releases of a program's code
+    #[command(name = "RELEASES", alias = "releases")]
+    Releases {
+        /// The program
+        program: String,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say why a program's code is what it is, and not newer
+    #[command(name = "WHY", alias = "why")]
+    Why {
+        /// The program
+        program: String,
+    },
+    /// Check that the current code is as it was released
+    #[command(name = "VERIFY", alias = "verify")]
+    Verify {
+        /// The program
+        program: String,
+    },
+    /// Let a program stand still: nothing of it is begun until THAW
+    #[command(name = "FREEZE", alias = "freeze")]
+    Freeze {
+        /// The program
+        program: String,
+        /// Why
+        reason: String,
+        /// Thaw by itself after this time, such as 2h
+        #[arg(long = "for", value_name = "TIME")]
+        time: Option<String>,
+    },
+    /// Let a frozen program go on
+    #[command(name = "THAW", alias = "thaw")]
+    Thaw {
+        /// The program
+        program: String,
+    },
     /// Show who ran what, when, and how it came out
     #[command(name = "HISTORY", alias = "history")]
     History(HistoryOptions),
@@ -348,6 +427,8 @@ struct ProgramLine {
     detach: bool,
     #[arg(long)]
     json: bool,
+    #[arg(long)]
+    force: bool,
 }
 
 /// A command line that cannot be followed: text for the terminal, and the exit status
@@ -438,6 +519,47 @@ where
             Some(Verb::Run(o)) => Command::Run(o),
             Some(Verb::Logs(o)) => Command::Logs(o),
             Some(Verb::Attach { what }) => Command::Attach { what },
+            Some(Verb::Pin {
+                program,
+                release,
+                reason,
+            }) => Command::Run(RunOptions {
+                program,
+                action: "pin".to_owned(),
+                args: release.into_iter().map(OsString::from).collect(),
+                reason,
+                ..RunOptions::default()
+            }),
+            Some(Verb::Unpin { program }) => Command::Run(RunOptions {
+                program,
+                action: "unpin".to_owned(),
+                ..RunOptions::default()
+            }),
+            Some(Verb::Releases { program, json }) => Command::Code {
+                program,
+                about: CodeQuestion::Releases,
+                json,
+            },
+            Some(Verb::Why { program }) => Command::Code {
+                program,
+                about: CodeQuestion::Why,
+                json: false,
+            },
+            Some(Verb::Verify { program }) => Command::Code {
+                program,
+                about: CodeQuestion::Verify,
+                json: false,
+            },
+            Some(Verb::Freeze {
+                program,
+                reason,
+                time,
+            }) => Command::Freeze {
+                program,
+                reason,
+                time,
+            },
+            Some(Verb::Thaw { program }) => Command::Thaw { program },
             Some(Verb::History(o)) => Command::History(o),
             Some(Verb::Cancel { id }) => Command::Cancel { id },
             Some(Verb::Can(o)) => Command::Can(o),
@@ -527,11 +649,17 @@ fn program_line(words: Vec<OsString>) -> Result<Command, Refusal> {
     };
     let inputs = words.iter().take_while(|w| is_input(w)).count();
     let (inputs, words) = words.split_at(inputs);
+    // Of an update; what else an action takes stands behind `--`.
+    let force = line.force.then(|| OsString::from("--force"));
     Ok(Command::Run(RunOptions {
         program,
         action,
         inputs: inputs.to_vec(),
-        args: words.iter().map(OsString::from).chain(args).collect(),
+        args: force
+            .into_iter()
+            .chain(words.iter().map(OsString::from))
+            .chain(args)
+            .collect(),
         reason: line.reason,
         detach: line.detach,
         json: line.json,

@@ -157,6 +157,24 @@ impl ActionName {
         Self("kill".into())
     }
 
+    /// The action `update`.
+    #[must_use]
+    pub fn update() -> Self {
+        Self("update".into())
+    }
+
+    /// The action `reload`.
+    #[must_use]
+    pub fn reload() -> Self {
+        Self("reload".into())
+    }
+
+    /// The action `freeze`.
+    #[must_use]
+    pub fn freeze() -> Self {
+        Self("freeze".into())
+    }
+
     /// The action `console`.
     #[must_use]
     pub fn console() -> Self {

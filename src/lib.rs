@@ -19,6 +19,7 @@ pub mod policy;
 pub mod protocol;
 pub mod run;
 pub mod server;
+pub mod source;
 pub mod store;
 pub mod sys;
 #[cfg(test)]

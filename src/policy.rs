@@ -178,6 +178,8 @@ pub fn actions(program: &Program) -> Vec<ActionName> {
     let supervised = program.is_supervised();
     let of_daemon = keys::ACTIONS.iter().filter(|spec| match spec.name {
         "run" | "cancel" => !supervised || program.commands.contains_key(&ActionName::run()),
+        "update" | "rollback" | "pin" | "unpin" => program.source.is_some(),
+        keys::FREEZE => true,
         _ => supervised,
     });
     let of_daemon = of_daemon.filter_map(|spec| ActionName::new(spec.name).ok());

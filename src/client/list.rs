@@ -39,12 +39,16 @@ pub fn list(target: &Target, long: bool, nul: bool, json: bool) -> Result<Exit, 
                 service,
                 run,
                 waiting,
+                frozen,
             } => {
-                let text = if long {
+                let mut text = if long {
                     long_line(&name, &state, service.as_ref(), run, waiting)
                 } else {
                     short_line(&name, &state, service.as_ref(), run, waiting)
                 };
+                if let Some(frozen) = frozen {
+                    text = format!("{text}  {}", printable(&frozen));
+                }
                 writeln!(out, "{text}")?;
             }
             Reply::Done { .. } => break,

@@ -5,6 +5,7 @@
 
 mod can;
 mod check;
+mod code;
 mod connection;
 mod control;
 mod history;
@@ -23,7 +24,7 @@ pub use connection::{Connection, Fault};
 
 use crate::cli::{Command, DEFAULT_CONFIG, Refusal, Target};
 use crate::config;
-use crate::protocol::message::{ErrorCode, Reply};
+use crate::protocol::message::{ErrorCode, Reply, Request};
 
 /// Exit status when a request is refused or the daemon cannot be reached.
 pub const REFUSED: i32 = 125;
@@ -41,6 +42,17 @@ pub enum Exit {
 pub fn main(target: &Target, command: Command) -> Exit {
     let result = match command {
         Command::Run(options) => run::run(target, options),
+        Command::Code {
+            program,
+            about,
+            json,
+        } => code::code(target, program, about, json),
+        Command::Freeze {
+            program,
+            reason,
+            time,
+        } => code::freeze(target, program, reason, time.as_deref()),
+        Command::Thaw { program } => code::ask(target, &Request::Thaw { program }),
         Command::Attach { what } => run::attach(target, &what),
         Command::Logs(options) => logs::logs(target, &options),
         Command::History(options) => history::history(target, options),

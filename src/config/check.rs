@@ -64,6 +64,7 @@ pub fn check(text: &[u8], path: &Path, names: &dyn Names, is_root: bool) -> Chec
         names,
         is_root,
         global_lists: Vec::new(),
+        sources: Vec::new(),
         after: BTreeMap::new(),
         report: Report {
             diagnostics: scan.diagnostics,
@@ -87,6 +88,8 @@ struct Checker<'a> {
     is_root: bool,
     /// Where the global lists are.
     global_lists: Vec<Place>,
+    /// Where the section at a line names its source.
+    sources: Vec<(usize, Place)>,
     /// Where the section at a line says what it comes after.
     after: BTreeMap<usize, Place>,
     report: Report,
@@ -156,11 +159,30 @@ impl Checker<'_> {
             }
         }
         self.order(&programs);
+        self.directories(&programs);
         Config {
             global,
             programs,
             script: Arc::new(script),
             lingering: BTreeMap::new(),
+        }
+    }
+
+    /// Each directory belongs to one source.
+    fn directories(&mut self, programs: &BTreeMap<ProgramName, Arc<Program>>) {
+        let mut owners: BTreeMap<&Path, &ProgramName> = BTreeMap::new();
+        for (line, place) in self.sources.clone() {
+            let found = programs.iter().find(|(_, program)| program.line == line);
+            let Some((name, source)) = found.and_then(|(n, p)| Some((n, p.source.as_ref()?)))
+            else {
+                continue;
+            };
+            if let Some(other) = owners.insert(&source.deploy_dir, name) {
+                let dir = source.deploy_dir.display();
+                let message = format!("{name} and {other} deploy to the same directory, {dir}");
+                let help = Some("give each its own `deploy-dir`".to_owned());
+                self.error(Code::BadValue, place, message, help);
+            }
         }
     }
 
@@ -341,11 +363,26 @@ impl Checker<'_> {
                 | Key::UserAction(action)
                 | Key::GroupAction(action)
                 | Key::TimeoutAction(action)
-                | Key::TtyAction(action) => Some((action.clone(), false, *entry)),
+                | Key::TtyAction(action)
+                | Key::Schedule(action) => Some((action.clone(), false, *entry)),
                 _ => None,
             })
             .collect();
+        let has_source = keys.iter().any(|(key, _)| *key == Key::Source);
         for (key, entry) in keys {
+            if !has_source && key.needs_source() {
+                let message = format!("{} means nothing without a `source`", quote(&entry.key));
+                self.error(Code::UnknownKey, place_of_key(entry), message, None);
+            }
+            if has_source && key == Key::Command(ActionName::update()) {
+                let message = format!("{} has no effect: there is a `source`", quote(&entry.key));
+                let help =
+                    Some("remove one of them; `after-update` is for what follows".to_owned());
+                self.error(Code::BadValue, place_of_key(entry), message, help);
+            }
+            if key == Key::Source {
+                self.sources.push((line, place_of_key(entry)));
+            }
             if self.has_value(&key, entry) {
                 self.reader().program_key(key, entry, &mut draft);
             }

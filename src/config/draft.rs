@@ -9,10 +9,12 @@ use super::ini::Entry;
 use super::inputs;
 use super::keys::Key;
 use super::model::{
-    Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, LogTo, Pause, Program, Ready,
-    RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser,
+    AfterUpdate, Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, LogTo, Pause, Program,
+    Ready, RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser, Schedule, Source,
+    Switch,
 };
 use super::people::{Names, groups, run_group, run_user, users};
+use super::remote::{self, Remote};
 use super::values::{self, Bad, Bounds};
 use crate::ids::{ActionName, Gid, ProgramName, Uid};
 
@@ -64,6 +66,8 @@ pub(super) fn default_program() -> Program {
         tty_action: BTreeMap::new(),
         coalesce: true,
         leftovers: Leftovers::Keep,
+        schedules: BTreeMap::new(),
+        source: None,
         autostart: None,
         restart: Restart {
             when: RestartWhen::Never,
@@ -89,6 +93,31 @@ pub(super) fn default_program() -> Program {
     }
 }
 
+/// What belongs to a source where the file says nothing. The remote is put in its place later.
+fn default_source() -> Source {
+    Source {
+        remote: Remote::Git {
+            url: String::new(),
+            login: None,
+            reference: None,
+            path: None,
+        },
+        deploy_dir: "/var/deploy".into(),
+        switch: Switch::Link,
+        shared: Vec::new(),
+        keep: 5,
+        pre_hooks: None,
+        post_hooks: None,
+        hook_timeout: Some(Duration::from_secs(600)),
+        ssh_key: None,
+        known_hosts: None,
+        token_file: None,
+        max_size: 4 << 30,
+        max_files: 1_000_000,
+        after: AfterUpdate::Nothing,
+    }
+}
+
 /// A program while its keys are read: what can only be settled when all are known stands apart.
 #[derive(Clone)]
 pub(super) struct Draft {
@@ -100,6 +129,9 @@ pub(super) struct Draft {
     most: Option<Option<(u32, Duration)>>,
     users: BTreeMap<ActionName, (Option<RunUser>, usize)>,
     groups: BTreeMap<ActionName, Gid>,
+    schedules: BTreeMap<ActionName, Option<Schedule>>,
+    remote: Option<Remote>,
+    source: Source,
 }
 
 impl Draft {
@@ -113,6 +145,9 @@ impl Draft {
             most: None,
             users: BTreeMap::new(),
             groups: BTreeMap::new(),
+            schedules: BTreeMap::new(),
+            remote: None,
+            source: default_source(),
         }
     }
 
@@ -144,6 +179,17 @@ impl Draft {
         if let Some(most) = self.most {
             restart.most = most;
         }
+        let mut schedules = self.schedules;
+        if let Some(remote) = self.remote {
+            program.source = Some(Source {
+                remote,
+                ..self.source
+            });
+            let update = schedules.entry(ActionName::update());
+            update.or_insert_with(|| values::schedule("* * * * *").unwrap_or_default());
+        }
+        let schedules = schedules.into_iter();
+        program.schedules = schedules.filter_map(|(a, s)| Some((a, s?))).collect();
         for action in self.users.keys().chain(self.groups.keys()) {
             let mut run_as = program.run_as.clone();
             if let Some((user, line)) = self.users.get(action) {
@@ -287,6 +333,48 @@ impl Reader<'_> {
                     ("wait", Leftovers::Wait),
                 ];
                 self.set(entry, values::word(v, &words), &mut p.leftovers);
+            }
+            Key::Schedule(action) => {
+                if let Some(schedule) = self.value(entry, values::schedule(v)) {
+                    draft.schedules.insert(action, schedule);
+                }
+            }
+            Key::Source => {
+                let remote = remote::parse(v).map_err(|e| {
+                    let help = "write for example `git@host:team/app.git#main`";
+                    Bad::new(format!("the source {e}"), help)
+                });
+                draft.remote = self.value(entry, remote);
+            }
+            Key::DeployDir => self.set(entry, values::path(v), &mut draft.source.deploy_dir),
+            Key::Switch => {
+                let words = [("link", Switch::Link), ("sync", Switch::Sync)];
+                self.set(entry, values::word(v, &words), &mut draft.source.switch);
+            }
+            Key::Shared => self.set(entry, values::inner_paths(v), &mut draft.source.shared),
+            Key::Keep => self.set(entry, values::count(v), &mut draft.source.keep),
+            Key::PreHooks => draft.source.pre_hooks = self.value(entry, values::path(v)),
+            Key::PostHooks => draft.source.post_hooks = self.value(entry, values::path(v)),
+            Key::HookTimeout => {
+                let timeout = values::optional_duration(v);
+                self.set(entry, timeout, &mut draft.source.hook_timeout);
+            }
+            Key::SshKey => draft.source.ssh_key = self.value(entry, values::path(v)),
+            Key::KnownHosts => draft.source.known_hosts = self.value(entry, values::path(v)),
+            Key::TokenFile => draft.source.token_file = self.value(entry, values::path(v)),
+            Key::MaxSize => self.set(entry, values::size(v), &mut draft.source.max_size),
+            Key::MaxFiles => {
+                let count = values::count(v).map(u64::from);
+                self.set(entry, count, &mut draft.source.max_files);
+            }
+            Key::AfterUpdate => {
+                let words = [
+                    ("none", AfterUpdate::Nothing),
+                    ("run", AfterUpdate::Run),
+                    ("reload", AfterUpdate::Reload),
+                    ("restart", AfterUpdate::Restart),
+                ];
+                self.set(entry, values::word(v, &words), &mut draft.source.after);
             }
             Key::Autostart => self.set(entry, values::group_number(v), &mut p.autostart),
             Key::Restart => {

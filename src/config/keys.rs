@@ -42,7 +42,29 @@ pub const ACTIONS: &[ActionSpec] = &[
         has_process: false,
         like: Some("signal"),
     },
+    own("update"),
+    of_update("rollback"),
+    of_update("pin"),
+    of_update("unpin"),
+    ActionSpec {
+        name: FREEZE,
+        has_process: false,
+        like: None,
+    },
 ];
+
+/// The action that nobody may but root, unless a list of its own says so: it is for those who
+/// answer for the machine.
+pub const FREEZE: &str = "freeze";
+
+/// What is done to the code of a program, by those who may update it.
+const fn of_update(name: &'static str) -> ActionSpec {
+    ActionSpec {
+        name,
+        has_process: false,
+        like: Some("update"),
+    }
+}
 
 const fn own(name: &'static str) -> ActionSpec {
     ActionSpec {
@@ -99,6 +121,21 @@ pub enum Key {
     TtyAction(ActionName),
     Coalesce,
     Leftovers,
+    Schedule(ActionName),
+    Source,
+    DeployDir,
+    Switch,
+    Shared,
+    Keep,
+    PreHooks,
+    PostHooks,
+    HookTimeout,
+    SshKey,
+    KnownHosts,
+    TokenFile,
+    MaxSize,
+    MaxFiles,
+    AfterUpdate,
     Autostart,
     Restart,
     RestartDelay,
@@ -112,6 +149,14 @@ pub enum Key {
     LogMaxSize,
     LogKeep,
     HistoryKeep,
+}
+
+impl Key {
+    /// Whether it says something about a source, and nothing without one.
+    pub(super) fn needs_source(&self) -> bool {
+        use Key::{AfterUpdate, DeployDir, Shared, Switch};
+        matches!(self, AfterUpdate | DeployDir | Shared | Switch)
+    }
 }
 
 /// Where a key may stand.
@@ -200,6 +245,21 @@ const KEYS: &[KeySpec] = {
         row("tty-", Program, Process(Key::TtyAction)),
         row("coalesce", Both, Nothing(Key::Coalesce)),
         row("leftovers", Both, Nothing(Key::Leftovers)),
+        row("schedule-", Program, Action(Key::Schedule)),
+        row("source", Program, Nothing(Key::Source)),
+        row("deploy-dir", Program, Nothing(Key::DeployDir)),
+        row("switch", Program, Nothing(Key::Switch)),
+        row("shared", Program, Nothing(Key::Shared)),
+        row("keep", Both, Nothing(Key::Keep)),
+        row("pre-hooks", Both, Nothing(Key::PreHooks)),
+        row("post-hooks", Both, Nothing(Key::PostHooks)),
+        row("hook-timeout", Both, Nothing(Key::HookTimeout)),
+        row("source-ssh-key", Both, Nothing(Key::SshKey)),
+        row("source-known-hosts", Both, Nothing(Key::KnownHosts)),
+        row("source-token-file", Both, Nothing(Key::TokenFile)),
+        row("source-max-size", Both, Nothing(Key::MaxSize)),
+        row("source-max-files", Both, Nothing(Key::MaxFiles)),
+        row("after-update", Program, Nothing(Key::AfterUpdate)),
         row("autostart", Both, Nothing(Key::Autostart)),
         row("restart", Both, Nothing(Key::Restart)),
         row("restart-delay", Both, Nothing(Key::RestartDelay)),
@@ -216,20 +276,9 @@ const KEYS: &[KeySpec] = {
     ]
 };
 
-/// Actions and keys that are not part of this version: whoever brings them from another file
-/// is told so instead of being offered a similar word.
-const LATER_ACTIONS: &[&str] = &["update"];
-const LATER_KEYS: &[&str] = &[
-    "source",
-    "deploy-dir",
-    "switch",
-    "keep",
-    "pre-hooks",
-    "post-hooks",
-    "http-socket",
-    "http-listen",
-    "ui-root",
-];
+/// Keys that are not part of this version: whoever brings them from another file is told so
+/// instead of being offered a similar word.
+const LATER_KEYS: &[&str] = &["http-socket", "http-listen", "ui-root"];
 
 /// The names of resource limits.
 pub(super) const RESOURCES: &[(&str, Resource)] = &[
@@ -308,7 +357,7 @@ impl KeySpec {
 /// The action of that name, if it is one that can be and, where `process` is asked for, has a
 /// process. Whether a program has it is known when all of its section is.
 fn action_name(name: &str, process: bool) -> Option<ActionName> {
-    if LATER_ACTIONS.contains(&name) || action(name).is_some_and(|a| process && !a.has_process) {
+    if action(name).is_some_and(|a| process && !a.has_process) {
         return None;
     }
     ActionName::new(name).ok()
@@ -353,53 +402,36 @@ fn unknown(text: &str, place: Scope) -> KeyError {
 
 /// An error for keys that other files have and this version has not.
 fn later(text: &str) -> Option<KeyError> {
-    let unsupported = |help: String| {
-        let message = format!("{} is not supported by this version", quote(text));
-        Some(KeyError {
+    if LATER_KEYS.contains(&text) {
+        return Some(KeyError {
             code: Code::UnsupportedKey,
-            message,
-            help: Some(help),
-        })
-    };
-    if LATER_KEYS.contains(&text) || text.strip_prefix("schedule-").is_some_and(is_an_action) {
-        return unsupported("remove it".to_owned());
+            message: format!("{} is not supported by this version", quote(text)),
+            help: Some("remove it".to_owned()),
+        });
     }
     for spec in KEYS {
-        let process = match spec.tail {
-            Tail::Action(_) => false,
-            Tail::Process(_) => true,
-            _ => continue,
-        };
-        let Some(name) = text
-            .strip_prefix(spec.head)
-            .filter(|name| is_an_action(name))
-        else {
+        // An action of the daemon that this form does not take has no process of its own.
+        let Tail::Process(_) = spec.tail else {
             continue;
         };
-        let known: Vec<String> = ACTIONS
-            .iter()
-            .filter(|a| a.has_process || !process)
+        let name = text.strip_prefix(spec.head);
+        let Some(name) = name.filter(|name| action(name).is_some()) else {
+            continue;
+        };
+        let known = ACTIONS.iter().filter(|a| a.has_process);
+        let known: Vec<String> = known
             .map(|a| format!("`{}{}`", spec.head, a.name))
             .collect();
-        if action(name).is_some() {
-            let message = format!(
+        return Some(KeyError {
+            code: Code::UnknownKey,
+            message: format!(
                 "{}: the action {name} has no process of its own",
                 quote(text)
-            );
-            let help = Some(format!("there is {}", known.join(", ")));
-            return Some(KeyError {
-                code: Code::UnknownKey,
-                message,
-                help,
-            });
-        }
-        return unsupported(format!("remove it; there is {}", known.join(", ")));
+            ),
+            help: Some(format!("there is {}", known.join(", "))),
+        });
     }
     None
-}
-
-fn is_an_action(name: &str) -> bool {
-    LATER_ACTIONS.contains(&name) || action(name).is_some()
 }
 
 /// The known key most like `text`; keys that may stand here come first.
@@ -548,7 +580,7 @@ mod tests {
 
     #[test]
     fn keys_of_parts_to_come_are_called_unsupported() {
-        for text in ["cmd-update", "uid-update", "keep", "schedule-run"] {
+        for text in ["http-socket", "ui-root"] {
             assert_eq!(
                 error(text, Scope::Program).code,
                 Code::UnsupportedKey,

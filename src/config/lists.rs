@@ -4,6 +4,17 @@ use super::keys;
 use super::model::{Allowed, Program};
 use crate::ids::{Gid, Uid};
 
+/// Nobody.
+static NO_USER: Allowed<Uid> = Allowed {
+    ids: Vec::new(),
+    line: 0,
+};
+/// Nobody.
+static NO_GROUP: Allowed<Gid> = Allowed {
+    ids: Vec::new(),
+    line: 0,
+};
+
 /// The lists that hold for one action.
 pub(crate) struct Lists<'a> {
     /// Of users.
@@ -54,9 +65,12 @@ impl<'a> Lists<'a> {
             }
             next = keys::action(name).and_then(|spec| spec.like);
         }
-        let (users, user_action) = users.map_or((&program.allow.uids, None), |(l, a)| (l, Some(a)));
-        let (groups, group_action) =
-            groups.map_or((&program.allow.gids, None), |(l, a)| (l, Some(a)));
+        let (all_users, all_groups) = match action == keys::FREEZE {
+            true => (&NO_USER, &NO_GROUP),
+            false => (&program.allow.uids, &program.allow.gids),
+        };
+        let (users, user_action) = users.map_or((all_users, None), |(l, a)| (l, Some(a)));
+        let (groups, group_action) = groups.map_or((all_groups, None), |(l, a)| (l, Some(a)));
         Self {
             users: List {
                 kind: "uid",

@@ -9,6 +9,7 @@
 //!     ├ values   durations, sizes, modes, limits, signals
 //!     ├ people   users and groups
 //!     ├ lists    which of them hold for an action
+//!     ├ remote   where code comes from
 //!     └ inputs   typed values that clients pass
 //! model  the result          diag  how errors look
 //! ```
@@ -26,6 +27,7 @@ pub(crate) mod lists;
 pub mod load;
 pub mod model;
 pub mod people;
+pub mod remote;
 mod values;
 
 use std::path::PathBuf;
@@ -45,6 +47,17 @@ pub fn may_be_set(name: &str) -> bool {
 /// It is none, and what one looks like.
 pub fn signal_number(word: &str) -> Result<i32, String> {
     values::signal(word).map_err(|bad| match bad.help {
+        Some(help) => format!("{}: {help}", bad.message),
+        None => bad.message,
+    })
+}
+
+/// A duration that somebody names.
+///
+/// # Errors
+/// It is none, and what one looks like.
+pub fn duration(word: &str) -> Result<std::time::Duration, String> {
+    values::duration(word).map_err(|bad| match bad.help {
         Some(help) => format!("{}: {help}", bad.message),
         None => bad.message,
     })

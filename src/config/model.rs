@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::remote::Remote;
 use crate::ids::{ActionName, Gid, ProgramName, Uid};
 
 /// A whole configuration, as it is in force.
@@ -117,6 +120,10 @@ pub struct Program {
     pub coalesce: bool,
     /// What happens to processes that outlive their run.
     pub leftovers: Leftovers,
+    /// `schedule-ACTION`.
+    pub schedules: BTreeMap<ActionName, Schedule>,
+    /// Where its code comes from.
+    pub source: Option<Source>,
     /// The group of programs to be started with the daemon that it is in; none: it is in none.
     pub autostart: Option<u32>,
     /// When it is started again by itself, and how.
@@ -160,6 +167,8 @@ impl Program {
             bare.line = 0;
             bare.allow = Allow::default();
             bare.allow_action.clear();
+            bare.schedules.clear();
+            bare.source = None;
             bare.run_as.line = 0;
             for run_as in bare.run_as_action.values_mut() {
                 run_as.line = 0;
@@ -298,6 +307,68 @@ impl PartialEq for InputKind {
             _ => false,
         }
     }
+}
+
+/// When an action is done by itself (`schedule-ACTION`): times as cron writes them.
+#[derive(Debug, Clone)]
+pub struct Schedule(pub croner::Cron);
+
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.pattern.to_string() == other.0.pattern.to_string()
+    }
+}
+
+/// Where a program's code comes from, and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// `source`.
+    pub remote: Remote,
+    /// `deploy-dir`: releases, and the one that is current.
+    pub deploy_dir: PathBuf,
+    /// `switch`.
+    pub switch: Switch,
+    /// `shared`: paths that all releases have in common.
+    pub shared: Vec<String>,
+    /// `keep`: how many good releases.
+    pub keep: u32,
+    /// `pre-hooks`: a directory.
+    pub pre_hooks: Option<PathBuf>,
+    /// `post-hooks`: a directory.
+    pub post_hooks: Option<PathBuf>,
+    /// `hook-timeout`: how long each hook may take.
+    pub hook_timeout: Option<Duration>,
+    /// `source-ssh-key`.
+    pub ssh_key: Option<PathBuf>,
+    /// `source-known-hosts`.
+    pub known_hosts: Option<PathBuf>,
+    /// `source-token-file`.
+    pub token_file: Option<PathBuf>,
+    /// `source-max-size`: in bytes.
+    pub max_size: u64,
+    /// `source-max-files`.
+    pub max_files: u64,
+    /// `after-update`.
+    pub after: AfterUpdate,
+}
+
+/// How a release becomes current (`switch`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Switch {
+    /// `current` is a link to it.
+    Link,
+    /// `current` is a directory, and its files are replaced one by one.
+    Sync,
+}
+
+/// What is done when another release has become current (`after-update`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum AfterUpdate {
+    Nothing,
+    Run,
+    Reload,
+    Restart,
 }
 
 /// Where the output of a supervised process goes (`log`).

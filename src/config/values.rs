@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use croner::parser::{CronParser, Seconds, Year};
 use nix::sys::signal::Signal;
 
 use super::diag::{Code, quote};
-use super::model::{Limit, Ready, Resource, Retention};
+use super::model::{Limit, Ready, Resource, Retention, Schedule};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,40 @@ pub(super) fn word<T: Copy>(value: &str, words: &[(&str, T)]) -> Result<T, Bad> 
         format!("{} is not one of the words allowed here", quote(value)),
         format!("write {}", known.join(" or ")),
     ))
+}
+
+/// Times as cron writes them; `none` is never.
+pub(super) fn schedule(value: &str) -> Result<Option<Schedule>, Bad> {
+    if value == "none" {
+        return Ok(None);
+    }
+    let parser = CronParser::builder()
+        .seconds(Seconds::Disallowed)
+        .year(Year::Disallowed)
+        .build();
+    parser
+        .parse(value)
+        .map(|cron| Some(Schedule(cron)))
+        .map_err(|e| {
+            Bad::new(
+                format!("{} is no schedule: {e}", quote(value)),
+                "minute, hour, day, month, day of the week, as in `*/5 * * * *`; `@daily`; `none`",
+            )
+        })
+}
+
+/// Paths below a directory.
+pub(super) fn inner_paths(value: &str) -> Result<Vec<String>, Bad> {
+    let mut paths = Vec::new();
+    for item in items(value) {
+        let path = item.text.trim_end_matches('/');
+        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            let message = format!("{} is no path inside a release", quote(item.text));
+            return Err(Bad::new(message, "write for example `var/uploads`").at(&item));
+        }
+        paths.push(path.to_owned());
+    }
+    Ok(paths)
 }
 
 /// `yes` or `no`.

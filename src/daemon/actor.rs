@@ -15,10 +15,13 @@ use tracing::{error, info, warn};
 
 use super::InForce;
 use super::clock::Moment;
+use super::code;
 use super::effects::{Hands, LiveRun, SpawnFailure};
 use super::front::chain;
 use super::signs::Signs;
-use crate::config::model::{KillMode, Leftovers, Program, Ready, RecordFailure, RestartWhen};
+use crate::config::model::{
+    AfterUpdate, KillMode, Leftovers, Program, Ready, RecordFailure, RestartWhen,
+};
 use crate::engine::service::{
     Answer, Ask, Cause, Policy, ServiceEffect, ServiceEvent, Services, State, Ticket,
 };
@@ -183,6 +186,23 @@ impl Order {
         kind.unwrap_or("dumb")
     }
 
+    /// The action whose user it runs as: all that is done to code is done as one.
+    #[must_use]
+    pub fn right(&self) -> &ActionName {
+        static UPDATE: std::sync::LazyLock<ActionName> =
+            std::sync::LazyLock::new(ActionName::update);
+        match code::is_about(&self.spec, &self.action) {
+            true => &UPDATE,
+            false => &self.action,
+        }
+    }
+
+    /// Whether it has a terminal of its own.
+    #[must_use]
+    pub fn has_tty(&self) -> bool {
+        self.spec.has_tty(&self.action) && !code::is_about(&self.spec, &self.action)
+    }
+
     /// Where it waits its turn. The processes of a supervised program share one lane, whichever
     /// of its commands made them.
     #[must_use]
@@ -190,7 +210,8 @@ impl Order {
         if self.is_service() {
             return LaneName::new(&self.program, &ActionName::start());
         }
-        LaneName::new(&self.program, &self.action)
+        // What is done to code is done one after the other, too.
+        LaneName::new(&self.program, self.right())
     }
 }
 
@@ -1134,8 +1155,13 @@ impl Actor {
         // What is in force now counts, not what was when the request came.
         let action = &entry.order.action;
         let offered = |spec: &Arc<Program>| {
-            // A command that was removed does not turn into a script of the same name.
-            entry.order.spec.command(action).is_none() || spec.command(action).is_some()
+            // What was removed does not turn into a script of the same name.
+            match code::is_about(&entry.order.spec, action) {
+                true => code::is_about(spec, action),
+                false => {
+                    entry.order.spec.command(action).is_none() || spec.command(action).is_some()
+                }
+            }
         };
         let program = self
             .in_force
@@ -1245,6 +1271,16 @@ impl Actor {
             && self.processes.get(&program) == Some(&of)
         {
             self.supervise(ServiceEvent::Ready { program });
+        }
+        if finish.outcome == Outcome::Succeeded
+            && code::is_about(&order.spec, &order.action)
+            && order
+                .spec
+                .source
+                .as_ref()
+                .is_some_and(|s| s.after != AfterUpdate::Nothing)
+        {
+            let _ = self.hands.updated.send((order.program.clone(), id));
         }
         let service = order.is_service().then(|| order.program.clone());
         let began = live.is_some();
@@ -1746,7 +1782,11 @@ pub fn terms_of(order: &Order) -> Terms {
     }
     Terms {
         // What somebody types is for one run alone.
-        coalesce: spec.coalesce && order.terminal.is_none(),
+        // A rollback is not an update.
+        coalesce: spec.coalesce
+            && order.terminal.is_none()
+            && (!code::is_about(spec, &order.action)
+                || (*order.right() == order.action && order.args.is_empty())),
         timeout: spec.timeout(&order.action),
         stop_timeout: spec.stop_timeout,
         leftovers: spec.leftovers,

@@ -53,6 +53,9 @@ pub fn boot(target: &Target, options: DaemonOptions) -> u8 {
 /// Enters a role that another process of this program asked for.
 pub fn enter(role: &str, args: &[OsString]) -> u8 {
     let _ = rustix::thread::set_name(c"deployer");
+    if role == "source" {
+        return crate::source::worker::main();
+    }
     let number = args
         .first()
         .and_then(|a| a.to_str())

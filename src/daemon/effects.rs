@@ -16,6 +16,7 @@ use tracing::{debug, error, warn};
 use super::InForce;
 use super::actor::{Msg, Notices, Order, Waiter};
 use super::clock::Moment;
+use super::code;
 use super::front::chain;
 use super::rows;
 use super::signs::{self, Signs};
@@ -148,12 +149,19 @@ pub struct Surroundings {
     pub nofile: u64,
     /// Who runs were made as lately.
     pub identities: Identities,
+    /// The program itself, for workers.
+    pub binary: OwnedFd,
 }
+
+/// An update that has succeeded: of which program, and which run it was.
+pub type Updated = (ProgramName, RunId);
 
 /// See the module's documentation.
 pub struct Hands {
     /// To the actor.
     pub actor: mpsc::UnboundedSender<Msg>,
+    /// To whoever does what follows an update.
+    pub updated: mpsc::UnboundedSender<Updated>,
     /// The history, to be written.
     pub store: Store,
     /// The history, to be read.
@@ -179,7 +187,7 @@ pub struct Hands {
 impl Hands {
     /// Hands that work with these.
     pub fn new(
-        actor: mpsc::UnboundedSender<Msg>,
+        (actor, updated): (mpsc::UnboundedSender<Msg>, mpsc::UnboundedSender<Updated>),
         store: Store,
         queries: Queries,
         pump: Pump,
@@ -189,6 +197,7 @@ impl Hands {
     ) -> Self {
         Self {
             actor,
+            updated,
             store,
             queries,
             pump,
@@ -740,12 +749,12 @@ impl Job {
         let identity = self
             .surroundings
             .identities
-            .resolve(spec.run_as(&order.action))
+            .resolve(spec.run_as(order.right()))
             .map_err(|e| spawn_failed(e.into()))?;
 
         let global = &self.in_force.config.global;
         let (files, paths, limit) = self.log_files().map_err(|e| failed(e, 126))?;
-        let has_tty = spec.has_tty(&order.action);
+        let has_tty = order.has_tty();
         let streams = match spec.log {
             _ if has_tty => self.terminal(&identity),
             LogTo::Journal if order.is_service() => self.journal(),
@@ -759,6 +768,13 @@ impl Job {
         } else {
             (None, signs::Means::default())
         };
+        let mut extra = means.extra;
+        let job = code::job(self.id, order);
+        if let Some(job) = &job {
+            let handed = code::hand_over(job, &identity);
+            extra =
+                Some(handed.map_err(|e| failed(format!("cannot hand over its job: {e}"), 126))?);
+        }
         let started = ToKeeper::Started {
             run: self.id.0,
             pid: 0,
@@ -784,13 +800,14 @@ impl Job {
             more: &means.env,
             identity: &identity,
             nofile: self.surroundings.nofile,
+            worker: job.as_ref().map(|_| self.surroundings.binary.as_fd()),
         };
         let stdio = spawn::Stdio {
             stdin,
             stdout,
             stderr,
             terminal: has_tty,
-            extra: means.extra,
+            extra,
         };
         let process = spawn::prepare(&plan, &stdio, report).map_err(spawn_failed)?;
         let groups = self.surroundings.cgroups.as_ref();

@@ -15,7 +15,10 @@ use tracing::{info, warn};
 use super::InForce;
 use super::actor::{LaneState, Msg, Notices, Order, ServiceState, Waiter, said};
 use super::clock::Moment;
+use super::code::{self, Lookout, Question};
 use super::diff;
+use super::effects::Surroundings;
+use super::freeze::{Freezer, Frozen};
 use super::names::{self, Names};
 use super::rows;
 use crate::config::inputs::validate_inputs;
@@ -26,12 +29,14 @@ use crate::engine::service::Ask;
 use crate::ids::{ActionName, ProgramName, RunId};
 use crate::policy::{self, Grant, Peer};
 use crate::protocol::message::{
-    ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, Service, StdinWay, Terminal,
+    CodeQuestion, ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, Service, StdinWay,
+    Terminal,
 };
 use crate::run::script;
 use crate::run::tree::{Tree, Usage, ticks_per_second};
 use crate::server::{Desk, LiveLog, Notice, Progress};
-use crate::store::{Filter, Outcome, Programs, Queries, Row, Store, StoreError};
+use crate::source::{Facts, What};
+use crate::store::{By, Filter, Outcome, Programs, Queries, Row, Store, StoreError};
 use crate::sys::terminal::Size;
 
 /// Longest reason, in bytes.
@@ -65,6 +70,12 @@ pub struct Front {
     pub queries: Queries,
     /// Names of users.
     pub names: Arc<Names>,
+    /// What stands still.
+    pub freezer: Freezer,
+    /// What is known of remotes.
+    pub lookout: Lookout,
+    /// What workers need.
+    pub surroundings: Arc<Surroundings>,
 }
 
 /// An answer that ends a request early.
@@ -92,6 +103,20 @@ impl Desk for Front {
                 action,
                 user,
             } => self.can(&peer, program, action, user, &notices).await,
+            Request::Code {
+                program,
+                about,
+                json,
+            } => self.code(&peer, &program, about, json, &notices).await,
+            Request::Freeze {
+                program,
+                reason,
+                seconds,
+            } => {
+                let frozen = Some((reason, seconds));
+                self.freeze(&peer, &program, frozen, &notices).await
+            }
+            Request::Thaw { program } => self.freeze(&peer, &program, None, &notices).await,
             Request::List => self.list(&peer, &notices).await,
             Request::Ping => {
                 finish(&notices, None);
@@ -168,6 +193,10 @@ impl Front {
         let name = grant.name().clone();
         let spec = Arc::clone(grant.program());
         let what = Kind::of(&spec, &action);
+        if let Some(frozen) = self.frozen(&name).filter(|_| what.begins_something()) {
+            let message = format!("{name} is {}; nothing was run", frozen.said());
+            return Err(refusal(ErrorCode::Frozen, message));
+        }
         match what {
             Kind::Run if action == ActionName::run() => {
                 // A program with a section may have its script in the root directory, too.
@@ -175,12 +204,20 @@ impl Front {
                     self.find_script(peer, &name).await?;
                 }
             }
+            Kind::Code => {
+                let checked = code::what(&action, &request.args);
+                checked.map_err(|e| refusal(ErrorCode::BadInput, format!("{name}: {e}")))?;
+            }
             Kind::Run | Kind::Ask(_) => {}
             Kind::Status => return self.status(name, notices).await,
             Kind::Console => return self.console(name, notices).await,
             Kind::Nothing => {
                 finish(notices, None);
                 return Ok(());
+            }
+            Kind::Missing("source") => {
+                let message = format!("{name} has no source in its section");
+                return Err(refusal(ErrorCode::BadInput, message));
             }
             Kind::Missing(command) => {
                 let message = if spec.is_supervised() {
@@ -195,7 +232,7 @@ impl Front {
             }
         }
         let bad = |message: String| refusal(ErrorCode::BadInput, message);
-        if !request.args.is_empty() && spec.args == Args::None {
+        if !request.args.is_empty() && spec.args == Args::None && what != Kind::Code {
             return Err(bad(format!(
                 "{name} takes no arguments (`args = any` in its section would let it); nothing was run"
             )));
@@ -210,7 +247,7 @@ impl Front {
             .map_err(|e| bad(format!("{name}: {e}; nothing was run")))?;
         check_texts(&request).map_err(bad)?;
         let by = self.names.by(peer).await;
-        let has_tty = spec.has_tty(grant.action());
+        let has_tty = spec.has_tty(grant.action()) && what != Kind::Code;
         let order = Order {
             program: name,
             spec,
@@ -242,14 +279,186 @@ impl Front {
         Ok(())
     }
 
+    /// Why a program stands still, if it does.
+    #[must_use]
+    pub fn frozen(&self, program: &ProgramName) -> Option<Frozen> {
+        self.freezer.why(program)
+    }
+
+    /// Asks for an action as the daemon itself does. Nobody waits for it; what there is to know
+    /// comes on the channel. None if there is no such action.
+    pub fn by_itself(
+        &self,
+        program: &ProgramName,
+        action: &ActionName,
+        reason: &str,
+    ) -> Option<mpsc::UnboundedReceiver<Notice>> {
+        let now = self.in_force();
+        let spec = Arc::clone(now.config.programs.get(program)?);
+        let kind = Kind::of(&spec, action);
+        let inputs = validate_inputs(&spec, &BTreeMap::new());
+        let inputs = match inputs {
+            Err(e) if *action == ActionName::run() => {
+                warn!("{program} {action} cannot be done by itself: {e}");
+                return None;
+            }
+            inputs => inputs.unwrap_or_default(),
+        };
+        let order = Order {
+            program: program.clone(),
+            spec,
+            action: action.clone(),
+            by: By {
+                uid: now.owner.get(),
+                gid: rustix::process::getegid().as_raw(),
+                user: "deployer".to_owned(),
+                pid: std::process::id().cast_signed(),
+            },
+            reason: Some(reason.to_owned()),
+            inputs,
+            args: Vec::new(),
+            key: None,
+            requested_at: Moment::now(),
+            pid: None,
+            terminal: None,
+        };
+        let (notices, told) = mpsc::unbounded_channel();
+        let waiter = Waiter::onlooker(RunId(0), notices);
+        match kind {
+            Kind::Run | Kind::Code => self.send(Msg::Run(Box::new(order), waiter)),
+            Kind::Ask(ask) => self.send(Msg::Ask(ask, Box::new(order), waiter)),
+            Kind::Status | Kind::Console | Kind::Nothing | Kind::Missing(_) => return None,
+        }
+        Some(told)
+    }
+
+    /// Answers a question about a program's code.
+    async fn code(
+        &self,
+        peer: &Peer,
+        program: &str,
+        about: CodeQuestion,
+        json: bool,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let name = self.visible(peer, program)?;
+        let now = self.in_force();
+        let spec = now
+            .config
+            .programs
+            .get(&name)
+            .filter(|spec| spec.source.is_some());
+        let spec = spec.ok_or_else(|| {
+            let message = format!("{name} has no source in its section");
+            refusal(ErrorCode::BadInput, message)
+        })?;
+        let frozen = self.frozen(&name);
+        let what = match about {
+            CodeQuestion::Releases => What::Releases { json },
+            CodeQuestion::Verify => What::Verify,
+            CodeQuestion::Why => {
+                let seen = self.lookout.seen(&name);
+                What::Why(Facts {
+                    frozen: frozen.map(|f| format!("It is {}.", f.said())),
+                    failing: seen.failing,
+                    next_check: seen.next,
+                })
+            }
+        };
+        let question = Question {
+            program: name,
+            spec: Arc::clone(spec),
+            what,
+        };
+        let common = Arc::clone(&self.surroundings);
+        let answer = blocking(move || question.ask(&now, &common)).await;
+        match answer {
+            Some(Ok(answer)) => {
+                let message = answer.err.trim().replace("deployer: ", "");
+                let message = (!message.is_empty()).then_some(message);
+                done(notices, message, Some(answer.out), answer.status);
+                Ok(())
+            }
+            Some(Err(e)) => Err(refusal(ErrorCode::Failed, e)),
+            None => Err(refusal(
+                ErrorCode::Failed,
+                "the question was lost; ask again",
+            )),
+        }
+    }
+
+    /// Lets a program stand still, or go on.
+    async fn freeze(
+        &self,
+        peer: &Peer,
+        program: &str,
+        frozen: Option<(String, Option<f64>)>,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let grant = self.authorize(peer, program, &ActionName::freeze())?;
+        let name = grant.name().clone();
+        let by = self.names.by(peer).await;
+        let bad = |message: &str| refusal(ErrorCode::BadInput, message);
+        let frozen = match frozen {
+            None => None,
+            Some((reason, _)) if reason.trim().is_empty() => {
+                return Err(bad("say why: `deployer FREEZE PROGRAM \"reason\"`"));
+            }
+            Some((reason, _)) if reason.len() > REASON_MAX => {
+                return Err(bad(&format!(
+                    "the reason is longer than {REASON_MAX} bytes"
+                )));
+            }
+            Some((reason, seconds)) => {
+                let since = Moment::now().nanos();
+                let until = match seconds {
+                    None => None,
+                    Some(s) if s > 0.0 && s < 3.2e9 => Some(since + (s * 1e9) as i64),
+                    Some(_) => return Err(bad("the time has to be more than nothing")),
+                };
+                Some(Frozen {
+                    by: by.user.clone(),
+                    reason,
+                    since,
+                    until,
+                })
+            }
+        };
+        let (freezer, program) = (self.freezer.clone(), name.clone());
+        let said = frozen.as_ref().map(Frozen::said);
+        let set = blocking(move || freezer.set(&program, frozen)).await;
+        let was = match set {
+            Some(Ok(was)) => was,
+            Some(Err(e)) => {
+                let message = format!("that cannot be kept, so nothing has changed: {e}");
+                return Err(refusal(ErrorCode::Failed, message));
+            }
+            None => return Err(refusal(ErrorCode::Failed, "nothing has changed")),
+        };
+        let message = match said {
+            Some(said) => format!("{name} is {said}"),
+            None if was => format!("{name} goes on"),
+            None => format!("{name} was not frozen"),
+        };
+        info!(
+            uid = peer.raw_uid,
+            pid = peer.pid,
+            "{message}, by {}",
+            by.user
+        );
+        finish(notices, Some(message));
+        Ok(())
+    }
+
     /// The default of `status`.
     async fn status(&self, name: ProgramName, notices: &Notices) -> Result<(), Refusal> {
         let (answer, states) = oneshot::channel();
-        self.send(Msg::Lanes(vec![name], answer));
+        self.send(Msg::Lanes(vec![name.clone()], answer));
         let state = states.await.ok().and_then(|mut states| states.pop());
         let service = state.and_then(|state| state.service);
         let up = service.as_ref().is_some_and(|s| s.pid.is_some());
         let word = if up { "running\n" } else { "not running\n" };
+        let frozen = self.frozen(&name).map(|f| format!("it is {}", f.said()));
         let more = service.and_then(|s| {
             let outdated = "its settings were changed since it was started: restart it to use them";
             match s.word {
@@ -263,6 +472,7 @@ impl Front {
                 _ => s.outdated.then(|| outdated.to_owned()),
             }
         });
+        let more = frozen.or(more);
         done(notices, more, Some(word.to_owned()), i32::from(!up));
         Ok(())
     }
@@ -807,6 +1017,7 @@ impl Front {
             if removed && state.service.is_none() && !now.config.programs.contains_key(&name) {
                 continue;
             }
+            let frozen = self.frozen(&name).map(|f| f.said());
             let word = match &state.service {
                 Some(service) if service.lingering => "lingering",
                 Some(service) if service.pid.is_some() => "running",
@@ -822,6 +1033,7 @@ impl Front {
                     service: state.service.as_ref().map(|s| service_message(s, used)),
                     run: state.run.map(|r| r.0),
                     waiting: state.waiting,
+                    frozen,
                 },
             );
         }
@@ -907,6 +1119,8 @@ enum Kind {
     Run,
     /// Something for the supervision.
     Ask(Ask),
+    /// A run of a worker, which has to do with its code.
+    Code,
     /// To say whether it is up.
     Status,
     /// To let somebody sit down at its terminal.
@@ -918,6 +1132,14 @@ enum Kind {
 }
 
 impl Kind {
+    /// Whether it is something that a frozen program does not do. It can be stopped, and looked at.
+    fn begins_something(self) -> bool {
+        matches!(
+            self,
+            Self::Run | Self::Code | Self::Ask(Ask::Start | Ask::Restart)
+        )
+    }
+
     fn of(spec: &Program, action: &ActionName) -> Self {
         let supervised = spec.is_supervised();
         let own = spec.command(action).is_some();
@@ -926,6 +1148,7 @@ impl Kind {
             "stop" if supervised => Self::Ask(Ask::Stop),
             "restart" if supervised => Self::Ask(Ask::Restart),
             "run" => Self::Run,
+            _ if code::is_about(spec, action) => Self::Code,
             _ if own => Self::Run,
             "reload" if supervised => Self::Ask(Ask::Restart),
             "status" if supervised => Self::Status,
@@ -934,6 +1157,7 @@ impl Kind {
             "start" | "stop" | "restart" => Self::Missing("cmd-start"),
             "status" => Self::Missing("cmd-status"),
             "reload" => Self::Missing("cmd-reload"),
+            "update" | "rollback" | "pin" | "unpin" => Self::Missing("source"),
             _ => Self::Missing("cmd-signal"),
         }
     }

@@ -16,10 +16,13 @@ use tracing::{error, info, warn};
 
 use super::InForce;
 use super::actor::{Actor, Msg, Wanted};
+use super::code::Lookout;
 use super::effects::{Hands, Surroundings};
+use super::freeze::Freezer;
 use super::front::{Admin, Front, chain};
 use super::names::Names;
 use super::recover::{self, Inherited, Recovery};
+use super::schedule::Scheduler;
 use crate::config::load;
 use crate::config::model::{Cgroup, Config};
 use crate::ids::Uid;
@@ -101,6 +104,13 @@ pub fn main(settings: Settings, link: OwnedFd) -> Result<(), MainError> {
     result
 }
 
+/// This program, as it is running: a new one may be on the disk. Its number is none that a worker
+/// is given.
+fn own_binary() -> io::Result<OwnedFd> {
+    let file = std::fs::File::open("/proc/self/exe")?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(&file, 10)?)
+}
+
 /// What the command line says counts more than the file.
 fn override_with(config: &mut Config, settings: &Settings) {
     let global = &mut config.global;
@@ -155,14 +165,16 @@ impl Daemon {
                 .flatten(),
             nofile: self.settings.nofile,
             identities: Identities::default(),
+            binary: own_binary().map_err(io_error("open the program itself"))?,
         });
         match &surroundings.cgroups {
             Some(_) => info!("each run gets a control group of its own"),
             None => info!("no control groups: the processes of a run are found by descent"),
         }
         let queries = store.queries();
+        let (tell_updated, updated) = mpsc::unbounded_channel();
         let hands = Hands::new(
-            to_actor.clone(),
+            (to_actor.clone(), tell_updated),
             store.clone(),
             queries.clone(),
             pump,
@@ -214,7 +226,16 @@ impl Daemon {
             store: store.clone(),
             queries,
             names: Arc::new(Names::default()),
+            freezer: Freezer::open(&global.state_dir),
+            lookout: Lookout::default(),
+            surroundings: Arc::clone(&surroundings),
         };
+        let scheduler = Scheduler {
+            front: front.clone(),
+            surroundings: Arc::clone(&surroundings),
+            updated,
+        };
+        let scheduling = tokio::spawn(scheduler.work());
         let serving = tokio::spawn(listener::serve(listener, limits, front));
         self.link.send(&ToKeeper::Ready, &[]);
         info!("serving on {}", global.socket_path.display());
@@ -235,6 +256,7 @@ impl Daemon {
             Leaving::Stopped => {}
         }
         serving.abort();
+        scheduling.abort();
         store.close();
         if let Some(groups) = &surroundings.cgroups {
             groups.remove();

@@ -4,6 +4,8 @@
 //! * [`main`]: the daemon's role: takes over what the keeper holds, then serves.
 //! * [`front`]: every request, and policy's verdict on it.
 //! * [`actor`]: owns the engine; [`effects`] does what it says.
+//! * [`code`]: workers, which have to do with where code comes from.
+//! * [`schedule`]: what is done by itself; [`freeze`]: what is not.
 //! * [`recover`]: what a former daemon left behind.
 //!
 //! Threads: this one (sockets, timers, the actor), the pump, the store, and a pool for what may
@@ -12,13 +14,16 @@
 pub mod actor;
 pub mod boot;
 pub mod clock;
+pub mod code;
 pub mod diff;
 mod effects;
+pub mod freeze;
 pub mod front;
 pub mod main;
 pub mod names;
 pub mod recover;
 pub mod rows;
+mod schedule;
 mod signs;
 
 use std::path::PathBuf;

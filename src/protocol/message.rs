@@ -51,6 +51,31 @@ pub enum Request {
         #[serde(default)]
         user: Option<String>,
     },
+    /// About a program's code.
+    Code {
+        /// The program.
+        program: String,
+        /// What is asked.
+        about: CodeQuestion,
+        /// As JSON.
+        #[serde(default)]
+        json: bool,
+    },
+    /// Let a program stand still: nothing of it is begun.
+    Freeze {
+        /// The program.
+        program: String,
+        /// Why.
+        reason: String,
+        /// For so long; none is until somebody thaws it.
+        #[serde(default)]
+        seconds: Option<f64>,
+    },
+    /// Let it go on.
+    Thaw {
+        /// The program.
+        program: String,
+    },
     /// The programs that the caller may use, and their states.
     List,
     /// Whether the daemon serves.
@@ -61,6 +86,18 @@ pub enum Request {
     Diff,
     /// Root and the daemon's user: stop.
     Stop,
+}
+
+/// What can be asked about a program's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CodeQuestion {
+    /// Which releases there are.
+    Releases,
+    /// Why what is current is so.
+    Why,
+    /// Whether what is current is as it was released.
+    Verify,
 }
 
 /// See [`Request::Run`].
@@ -262,6 +299,9 @@ pub enum Reply {
         /// How many requests wait.
         #[serde(default)]
         waiting: u64,
+        /// It stands still: who froze it, since when and why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        frozen: Option<String>,
     },
     /// What somebody may do with a program.
     May {
@@ -333,6 +373,8 @@ pub enum ErrorCode {
     BadInput,
     /// Too much of something: connections, waiting requests.
     Busy,
+    /// The program stands still until somebody thaws it.
+    Frozen,
     /// The history cannot be written.
     NotRecorded,
     /// The configuration has errors; the old one stays in force.

@@ -147,6 +147,8 @@ pub struct Plan<'a> {
     pub identity: &'a Identity,
     /// The soft limit of open files that children get.
     pub nofile: u64,
+    /// The daemon's own binary, if that is to be executed as a worker.
+    pub worker: Option<BorrowedFd<'a>>,
 }
 
 /// A process that lacks nothing but its start.
@@ -167,12 +169,22 @@ pub struct Ready {
 /// [`SpawnError`] says what is missing.
 pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Ready, SpawnError> {
     let spec = plan.spec;
-    let command = spec.command(plan.facts.action);
-    let script = match command {
-        Some(_) => None,
-        None => Some(script::find(plan.root, plan.facts.program, plan.identity)?),
+    let command = spec
+        .command(plan.facts.action)
+        .filter(|_| plan.worker.is_none());
+    let script = match (command, plan.worker) {
+        (Some(_), _) | (_, Some(_)) => None,
+        (None, None) => Some(script::find(plan.root, plan.facts.program, plan.identity)?),
     };
     let (program, image, mut argv) = match (command, &script) {
+        _ if let Some(binary) = plan.worker => {
+            let argv = vec![c"deployer".to_owned(), c"--role=source".to_owned()];
+            (
+                PathBuf::from("deployer"),
+                Image::Fd(binary.as_raw_fd()),
+                argv,
+            )
+        }
         (Some(command), _) => {
             let name = spec.shell.file_name().unwrap_or(spec.shell.as_os_str());
             let argv = vec![
@@ -193,7 +205,7 @@ pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Read
         }
         (None, None) => return Err(ScriptError::NotFound(plan.root.to_owned()).into()),
     };
-    for arg in plan.args {
+    for arg in plan.args.iter().filter(|_| plan.worker.is_none()) {
         argv.push(c_string(arg.as_bytes(), "an argument")?);
     }
     let shortcut = match command {
@@ -201,9 +213,9 @@ pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Read
         _ => None,
     };
     let cwd = match (&spec.cwd, &script) {
-        (Some(cwd), _) => cwd.clone(),
-        (None, Some(script)) => script.directory.clone(),
-        (None, None) => PathBuf::from("/"),
+        (Some(cwd), _) if plan.worker.is_none() => cwd.clone(),
+        (_, Some(script)) => script.directory.clone(),
+        (_, None) => PathBuf::from("/"),
     };
     let mut env = environment(spec, plan.identity, &plan.facts);
     env.extend(plan.more.iter().cloned());

@@ -1,6 +1,7 @@
 //! Signal dispositions of this process.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 
@@ -9,9 +10,24 @@ pub fn ignore(signal: Signal) {
     set(signal, SigHandler::SigIgn);
 }
 
+/// Raises a flag when a signal comes, from now on, instead of ending this process. What it
+/// executes starts with the usual disposition.
+pub fn note(signal: Signal, flag: &'static AtomicBool) {
+    static FLAG: AtomicPtr<AtomicBool> = AtomicPtr::new(std::ptr::null_mut());
+    extern "C" fn raise_flag(_: i32) {
+        // SAFETY: it points to nothing, or to something that lives for ever.
+        if let Some(flag) = unsafe { FLAG.load(Ordering::Acquire).as_ref() } {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+    FLAG.store(std::ptr::from_ref(flag).cast_mut(), Ordering::Release);
+    set(signal, SigHandler::Handler(raise_flag));
+}
+
 fn set(signal: Signal, handler: SigHandler) {
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-    // SAFETY: neither SIG_IGN nor SIG_DFL runs code of this process.
+    // SAFETY: neither SIG_IGN nor SIG_DFL runs code of this process, and what `note` sets only
+    // stores into an atomic.
     let _ = unsafe { sigaction(signal, &action) };
 }
 

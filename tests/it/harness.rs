@@ -286,6 +286,27 @@ pub fn finish(command: Command) -> Done {
     Running::start(command).done()
 }
 
+/// A clock for one daemon and its children, so many seconds from the machine's.
+const CLOCK: &str = r#"
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int result = syscall(SYS_clock_gettime, clock, now);
+    char offset[32] = "";
+    int fd = clock == CLOCK_REALTIME ? open("@S@/clock", O_RDONLY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        if (read(fd, offset, sizeof offset - 1) > 0)
+            now->tv_sec += atol(offset);
+        close(fd);
+    }
+    return result;
+}
+"#;
+
 /// The directory of one test.
 pub struct Site {
     /// Runs before the daemon's binary, in its place.
@@ -419,6 +440,29 @@ impl Site {
     /// A variable for the daemon.
     pub fn env(&self, name: &str, value: &str) {
         held(&self.env).insert(name.into(), self.expand(value));
+    }
+
+    /// Gives the daemon a clock of its own: what is written to the file is how many seconds it is
+    /// from the machine's. Needs root.
+    pub fn own_clock(&self) -> PathBuf {
+        let (source, library) = (self.path("clock.c"), self.path("clock.so"));
+        fs::write(&source, self.expand(CLOCK)).expect("it is our directory");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-o"])
+            .args([&library, &source]);
+        finish(cc).exits(0);
+        fs::create_dir(self.path("etc")).expect("it is our directory");
+        // The daemon takes the environment away from its parts, so it has an /etc of its own.
+        self.wrap([
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            "cp -a /etc/. @D@/etc && echo @D@/clock.so > @D@/etc/ld.so.preload && \
+             mount --bind @D@/etc /etc && exec \"$@\"",
+            "sh",
+        ]);
+        self.path("shared/clock")
     }
 
     /// What the command that starts the daemon has as its standard input.

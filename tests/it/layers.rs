@@ -7,7 +7,7 @@ use std::path::Path;
 /// Which modules of the crate a module may name.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("ids", &[]),
-    ("cli", &["ids"]),
+    ("cli", &["ids", "protocol"]),
     ("sys", &[]),
     ("engine", &["config", "ids"]),
     ("config", &["ids"]),
@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["config", "ids", "log"]),
     ("run", &["config", "ids", "log", "sys"]),
     ("server", &["ids", "log", "policy", "protocol", "sys"]),
+    ("source", &["config", "sys"]),
     ("keeper", &["logging", "sys"]),
     (
         "client",
@@ -28,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "daemon",
         &[
             "cli", "config", "engine", "ids", "keeper", "log", "logging", "policy", "protocol",
-            "run", "server", "store", "sys",
+            "run", "server", "source", "store", "sys",
         ],
     ),
 ];

@@ -18,6 +18,7 @@ mod records;
 mod runs;
 mod service;
 mod software;
+mod sources;
 mod supervision;
 mod talk;
 mod terminal;

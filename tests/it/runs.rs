@@ -369,50 +369,12 @@ fn l3_a_run_that_was_taken_over_keeps_its_status_when_the_keeper_is_killed() {
     d.await_strays();
 }
 
-/// A clock for one daemon and its children, so many seconds from the machine's.
-const CLOCK: &str = r#"
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-int clock_gettime(clockid_t clock, struct timespec *now)
-{
-    int result = syscall(SYS_clock_gettime, clock, now);
-    char offset[32] = "";
-    int fd = clock == CLOCK_REALTIME ? open("@S@/clock", O_RDONLY | O_CLOEXEC) : -1;
-    if (fd >= 0) {
-        if (read(fd, offset, sizeof offset - 1) > 0)
-            now->tv_sec += atol(offset);
-        close(fd);
-    }
-    return result;
-}
-"#;
-
 /// L10: somebody sets the machine's clock while a run goes on: its time is what has passed.
 #[test]
 fn l10_timeouts_and_pauses_do_not_care_about_the_clock() {
     root_only!(l10_timeouts_and_pauses_do_not_care_about_the_clock);
     let site = Site::new();
-    let clock = site.path("shared/clock");
-    let (source, library) = (site.path("clock.c"), site.path("clock.so"));
-    fs::write(&source, site.expand(CLOCK)).unwrap();
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-o"])
-        .args([&library, &source]);
-    finish(cc).exits(0);
-    fs::create_dir(site.path("etc")).unwrap();
-    // It takes the environment away from its parts, so it has an /etc of its own.
-    site.wrap([
-        "unshare",
-        "-m",
-        "sh",
-        "-c",
-        "cp -a /etc/. @D@/etc && echo @D@/clock.so > @D@/etc/ld.so.preload && \
-         mount --bind @D@/etc /etc && exec \"$@\"",
-        "sh",
-    ]);
+    let clock = site.own_clock();
     site.configure(
         "[prog-app]\ntimeout = 1s\ncmd-run = echo begin >> @S@/trace; exec sleep 1000\n\
          [prog-up]\nrestart-delay = 0.5\ncmd-start = echo up >> @S@/trace; exit 1\n",

@@ -733,7 +733,7 @@ fn with_kill_mode_none_only_cmd_stop_ends_it() {
     d.ask(OWNER, ["app", "stop"]).exits(4);
     assert_eq!(d.trace(), ["up", "asked"]);
     let run = d.background(OWNER, ["RUN", "job"]);
-    let id = d.history().last().unwrap()["id"].as_u64().unwrap();
+    let id = d.nth(3);
     wait_for("it runs", || {
         (d.row(id)["outcome"] == "running").then_some(())
     });

@@ -1,0 +1,581 @@
+//! The steps of an update, and of a rollback.
+//!
+//! Everything before the switch changes nothing that is used. From just before the switch to the
+//! commit a journal says what is going on: whoever finds one (the next update, or the next start
+//! of the daemon) finishes or undoes it first.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::git::{Git, Tip};
+use super::hooks::{self, Answer};
+use super::release::{Lock, Manifest, Place, previous_good, short};
+use super::state::{Deferred, Journal, Phase, Pin, Refused, State, now};
+use super::{DEFERRED, Failure, Job, Outcome, Verdict};
+use crate::config::model::Source;
+use crate::config::remote::{Login, Remote};
+
+/// Somebody wants the update to end.
+pub static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+/// Says something in the run's log.
+pub fn tell(text: &str) {
+    use std::io::Write;
+    // A log that cannot be written is no reason to stop half-way.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// One named step; its line says how long it took.
+fn step<T>(name: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T> {
+    let began = Instant::now();
+    let result = work();
+    let took = began.elapsed().as_secs_f64();
+    match result {
+        Ok((value, said)) => {
+            tell(&format!("{name}: {said} ({took:.2} s)"));
+            Ok(value)
+        }
+        Err(e) => {
+            tell(&format!("{name}: failed ({took:.2} s)"));
+            Err(e)
+        }
+    }
+}
+
+fn not_cancelled() -> Outcome<()> {
+    match CANCELLED.load(Ordering::Relaxed) {
+        true => Err(Failure::new("it was cancelled")),
+        false => Ok(()),
+    }
+}
+
+/// A source at work.
+pub struct Worker<'a> {
+    job: &'a Job,
+    source: &'a Source,
+    place: Place,
+    login: Option<Login>,
+}
+
+impl<'a> Worker<'a> {
+    /// Nothing is done yet, but that the token is read.
+    ///
+    /// # Errors
+    /// The token cannot be read.
+    pub fn new(job: &'a Job) -> Outcome<Self> {
+        let source = &job.source;
+        let Remote::Git { login, .. } = &source.remote;
+        let login = match &source.token_file {
+            None => login.clone(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(Failure::io(format!("read {}", path.display())))?;
+                let text = text.trim();
+                let (user, password) = text.split_once(':').unwrap_or(("git", text));
+                Some(Login {
+                    user: user.to_owned(),
+                    password: password.to_owned(),
+                })
+            }
+        };
+        Ok(Self {
+            job,
+            source,
+            place: Place::of(source),
+            login,
+        })
+    }
+
+    /// The directory.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn git(&self) -> Git<'_> {
+        let Remote::Git {
+            url,
+            reference,
+            path,
+            ..
+        } = &self.source.remote;
+        Git {
+            url,
+            login: self.login.as_ref(),
+            reference: reference.as_deref(),
+            path: path.as_deref(),
+            source: self.source,
+            objects: self.place.objects(),
+        }
+    }
+
+    /// What the remote calls its tip, and whether an update would do something about it.
+    pub fn check(&self) -> Outcome<Verdict> {
+        let tip = self.git().tip()?;
+        let verdict = |update, because: String| {
+            let revision = tip.commit.clone();
+            Ok(Verdict {
+                revision,
+                update,
+                because,
+            })
+        };
+        if !self.place.exists() {
+            return verdict(true, "nothing was deployed yet".into());
+        }
+        if let Some(journal) = self.place.journal()? {
+            let message = format!("run {} did not come to its end", journal.run);
+            return verdict(true, message);
+        }
+        let state = self.place.state()?;
+        if let Some(pin) = &state.pin {
+            return verdict(false, format!("{} is pinned", pin.release));
+        }
+        if self.revision_of(state.current.as_deref())?.as_deref() == Some(&*tip.commit) {
+            return verdict(false, "it is current".into());
+        }
+        if let Some(refused) = state.quarantine.get(&tip.commit) {
+            return verdict(false, format!("it was refused: {}", refused.reason));
+        }
+        verdict(true, format!("{} is new", short(&tip.commit)))
+    }
+
+    fn revision_of(&self, release: Option<&str>) -> Outcome<Option<String>> {
+        match release {
+            Some(id) => Ok(self.place.manifest(id)?.map(|m| m.revision)),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes current what the remote has.
+    pub fn update(&self, force: bool) -> Outcome<i32> {
+        let lock = self.place.open()?;
+        self.recover(&lock)?;
+        let mut state = self.place.state()?;
+        let git = self.git();
+        let tip = step("check", || {
+            let tip = git.tip()?;
+            let said = format!("{} is at {}", self.source.remote, short(&tip.commit));
+            Ok((tip, said))
+        })?;
+        let revision = tip.commit.clone();
+        let current = self.place.linked(&state)?;
+        if !force {
+            if self.revision_of(state.current.as_deref())?.as_ref() == Some(&revision)
+                && current == state.current
+            {
+                tell("nothing new: that is current");
+                self.place.clear_staging();
+                return Ok(0);
+            }
+            if let Some(pin) = &state.pin {
+                return Err(Failure::new(format!(
+                    "{} was pinned by {}: `deployer UNPIN {}` lets it follow the remote again",
+                    pin.release, pin.by, self.job.program
+                )));
+            }
+            if let Some(refused) = state.quarantine.get(&revision) {
+                return Err(Failure::new(format!(
+                    "{} was refused in run {}: {}\n`deployer {} update --force` tries it again",
+                    short(&revision),
+                    refused.run,
+                    refused.reason,
+                    self.job.program
+                )));
+            }
+        }
+        let attempt = {
+            let attempts = state.attempts.entry(revision.clone()).or_default();
+            *attempts += 1;
+            *attempts
+        };
+        self.place.keep_state(&state)?;
+
+        // To fetch again what is current is what somebody wants who doubts it.
+        let anew = self.revision_of(current.as_deref())?.as_ref() == Some(&revision);
+        let release = self.prepared(&tip, anew)?;
+        not_cancelled()?;
+        let asked = Asked {
+            attempt,
+            revision: &revision,
+            previous: self.revision_of(current.as_deref())?.unwrap_or_default(),
+        };
+        let answer = step("pre-hooks", || {
+            let answer = self.hooks("pre", Some(&release.id), current.as_deref(), &asked)?;
+            let said = said(&answer);
+            Ok((answer, said))
+        })?;
+        match answer {
+            Answer::Go => {}
+            _ if CANCELLED.load(Ordering::Relaxed) => return Err(Failure::new("it was cancelled")),
+            Answer::Defer(hook) => return self.put_off(&mut state, &revision, hook),
+            Answer::Reject(reason) => {
+                self.refuse(&mut state, &revision, format!("pre-hook {reason}"))?;
+                let message = format!("{} was refused by the pre-hook {reason}", short(&revision));
+                return Err(Failure::new(message));
+            }
+        }
+        self.go_over(&mut state, current, &release, &asked)
+    }
+
+    /// The release of a revision: one that is there already, or a new one.
+    fn prepared(&self, tip: &Tip, anew: bool) -> Outcome<Manifest> {
+        let remote = self.source.remote.to_string();
+        if !anew {
+            let there = self.place.manifests()?.into_iter().rev();
+            let mut fitting = there.filter(|m| m.revision == tip.commit && m.remote == remote);
+            if let Some(found) = fitting.next() {
+                tell(&format!("fetch: {} is here already", found.id));
+                return Ok(found);
+            }
+        }
+        let git = self.git();
+        step("fetch", || {
+            git.fetch(tip)?;
+            Ok(((), short(&tip.commit)))
+        })?;
+        not_cancelled()?;
+        step("unpack", || {
+            let tree = self.place.staging()?;
+            git.export(&tip.commit, &tree)?;
+            let manifest = Manifest {
+                id: short(&tip.commit),
+                revision: tip.commit.clone(),
+                remote,
+                made: now(),
+                run: self.job.run,
+                entries: std::collections::BTreeMap::new(),
+            };
+            let manifest = self.place.adopt(&tree, manifest)?;
+            let said = format!(
+                "release {} with {} entries",
+                manifest.id,
+                manifest.entries.len()
+            );
+            Ok((manifest, said))
+        })
+    }
+
+    /// From the switch to the commit, or back.
+    fn go_over(
+        &self,
+        state: &mut State,
+        from: Option<String>,
+        release: &Manifest,
+        asked: &Asked<'_>,
+    ) -> Outcome<i32> {
+        let mut journal = Journal {
+            phase: Phase::Switching,
+            from: from.clone(),
+            to: release.id.clone(),
+            revision: release.revision.clone(),
+            run: self.job.run,
+            reason: None,
+        };
+        self.place.note(&journal)?;
+        let switched = step("switch", || {
+            self.place.switch(Some(&release.id))?;
+            let before = from.as_deref().unwrap_or("nothing");
+            Ok(((), format!("from {before} to {}", release.id)))
+        });
+        let answer = switched.and_then(|()| {
+            step("post-hooks", || {
+                let answer = self.hooks("post", Some(&release.id), from.as_deref(), asked)?;
+                let said = said(&answer);
+                Ok((answer, said))
+            })
+        });
+        let refused = match answer {
+            Ok(Answer::Go) if !CANCELLED.load(Ordering::Relaxed) => {
+                journal.phase = Phase::Committing;
+                self.place.note(&journal)?;
+                self.commit(state, &journal)?;
+                tell(&format!("commit: {} is current", release.id));
+                return Ok(0);
+            }
+            Ok(answer) => answer,
+            Err(e) => Answer::Reject(e.message),
+        };
+        let cancelled = CANCELLED.load(Ordering::Relaxed);
+        let (reason, deferred) = match &refused {
+            _ if cancelled => ("it was cancelled".to_owned(), None),
+            Answer::Defer(hook) => (format!("{hook} put it off"), Some(hook.clone())),
+            Answer::Reject(reason) => (format!("post-hook {reason}"), None),
+            Answer::Go => ("it was cancelled".to_owned(), None),
+        };
+        journal.phase = Phase::Undoing;
+        journal.reason = (!cancelled && deferred.is_none()).then(|| reason.clone());
+        self.place.note(&journal)?;
+        self.undo(state, &journal)?;
+        if let Some(hook) = deferred {
+            return self.put_off(state, &release.revision, hook);
+        }
+        let back = from.as_deref().unwrap_or("nothing");
+        Err(Failure::new(format!("{reason}; {back} is current again")))
+    }
+
+    fn commit(&self, state: &mut State, journal: &Journal) -> Outcome<()> {
+        state.current = Some(journal.to.clone());
+        state.good.retain(|id| *id != journal.to);
+        state.good.push(journal.to.clone());
+        state.quarantine.remove(&journal.revision);
+        state.attempts.clear();
+        state.deferred = None;
+        state.switched_by = Some(journal.run);
+        self.place.keep_state(state)?;
+        self.place.close_journal()?;
+        // What cannot be deleted now is deleted with the next.
+        match self.place.prune(state, self.source.keep as usize) {
+            Ok(deleted) if !deleted.is_empty() => {
+                tell(&format!("  deleted: {}", deleted.join(", ")));
+            }
+            Ok(_) => {}
+            Err(e) => tell(&format!("  {}", e.message)),
+        }
+        self.place.keep_state(state)
+    }
+
+    /// Goes back to what was current before, and tells the post-hooks.
+    fn undo(&self, state: &mut State, journal: &Journal) -> Outcome<()> {
+        step("roll back", || {
+            self.place.switch(journal.from.as_deref())?;
+            let back = journal.from.as_deref().unwrap_or("nothing");
+            Ok(((), format!("to {back}")))
+        })?;
+        let asked = Asked {
+            attempt: state.attempts.get(&journal.revision).copied().unwrap_or(1),
+            revision: &self
+                .revision_of(journal.from.as_deref())?
+                .unwrap_or_default(),
+            previous: journal.revision.clone(),
+        };
+        let answer = self.hooks(
+            "rollback",
+            journal.from.as_deref(),
+            Some(&journal.to),
+            &asked,
+        )?;
+        if answer != Answer::Go {
+            tell(&format!(
+                "  the rollback was not what its hooks hoped for: {}",
+                said(&answer)
+            ));
+        }
+        if let Some(reason) = &journal.reason {
+            self.refuse(state, &journal.revision, reason.clone())?;
+        }
+        self.place.close_journal()
+    }
+
+    fn refuse(&self, state: &mut State, revision: &str, reason: String) -> Outcome<()> {
+        let refused = Refused {
+            reason,
+            since: now(),
+            run: self.job.run,
+        };
+        state.quarantine.insert(revision.to_owned(), refused);
+        state.deferred = None;
+        self.place.keep_state(state)
+    }
+
+    fn put_off(&self, state: &mut State, revision: &str, hook: String) -> Outcome<i32> {
+        tell(&format!(
+            "put off by the hook {hook} (75): {} is tried again at the next time",
+            short(revision)
+        ));
+        let same = state.deferred.take().filter(|d| d.revision == revision);
+        let since = same.map_or_else(now, |d| d.since);
+        state.deferred = Some(Deferred {
+            revision: revision.to_owned(),
+            hook,
+            since,
+        });
+        self.place.keep_state(state)?;
+        Ok(DEFERRED)
+    }
+
+    /// Finishes or undoes what a former worker left.
+    fn recover(&self, _held: &Lock) -> Outcome<()> {
+        let Some(mut journal) = self.place.journal()? else {
+            return Ok(());
+        };
+        let mut state = self.place.state()?;
+        tell(&format!("run {} did not come to its end", journal.run));
+        if journal.phase == Phase::Committing {
+            self.commit(&mut state, &journal)?;
+            tell(&format!("commit: {} is current", journal.to));
+            return Ok(());
+        }
+        journal.phase = Phase::Undoing;
+        self.place.note(&journal)?;
+        self.undo(&mut state, &journal)
+    }
+
+    /// Makes an earlier release current.
+    pub fn rollback(&self, to: Option<&str>) -> Outcome<i32> {
+        let lock = self.place.open()?;
+        self.recover(&lock)?;
+        let mut state = self.place.state()?;
+        let current = self.place.linked(&state)?;
+        let to = match to {
+            Some(id) => self.named(id)?,
+            None => previous_good(&state, current.as_deref()).ok_or_else(|| {
+                Failure::new(
+                    "there is no earlier release that was good; `deployer RELEASES` lists them",
+                )
+            })?,
+        };
+        if Some(&to) == current.as_ref() {
+            tell(&format!("{to} is current already"));
+            return Ok(0);
+        }
+        let release = self.place.manifest(&to)?;
+        let release = release.ok_or_else(|| Failure::new(format!("there is no release {to}")))?;
+        let left = self.revision_of(current.as_deref())?;
+        let asked = Asked {
+            attempt: 1,
+            revision: &release.revision,
+            previous: left.clone().unwrap_or_default(),
+        };
+        let mut journal = Journal {
+            phase: Phase::Switching,
+            from: current.clone(),
+            to: to.clone(),
+            revision: release.revision.clone(),
+            run: self.job.run,
+            reason: None,
+        };
+        self.place.note(&journal)?;
+        step("switch", || {
+            self.place.switch(Some(&to))?;
+            let before = current.as_deref().unwrap_or("nothing");
+            Ok(((), format!("from {before} to {to}")))
+        })?;
+        // What was left is not to come back by itself.
+        if let Some(left) = left {
+            let reason = self
+                .job
+                .reason
+                .as_ref()
+                .map_or(String::new(), |r| format!(": {r}"));
+            self.refuse(
+                &mut state,
+                &left,
+                format!("rolled back by {}{reason}", self.job.by),
+            )?;
+        }
+        let answer = self.hooks("rollback", Some(&to), current.as_deref(), &asked)?;
+        journal.phase = Phase::Committing;
+        self.place.note(&journal)?;
+        self.commit(&mut state, &journal)?;
+        tell(&format!("commit: {to} is current"));
+        match answer {
+            Answer::Go => Ok(0),
+            answer => Err(Failure::new(format!(
+                "{to} is current, but its hooks failed: {}",
+                said(&answer)
+            ))),
+        }
+    }
+
+    /// A release by its name, or the beginning of it.
+    fn named(&self, id: &str) -> Outcome<String> {
+        let all = self.place.manifests()?;
+        if all.iter().any(|m| m.id == id) {
+            return Ok(id.to_owned());
+        }
+        let fits = |m: &&Manifest| m.id.starts_with(id) || m.revision.starts_with(id);
+        let found: Vec<&Manifest> = all.iter().filter(fits).collect();
+        match found.as_slice() {
+            [one] => Ok(one.id.clone()),
+            [] => Err(Failure::new(format!(
+                "there is no release {id:?} any more; `deployer RELEASES {}` lists them",
+                self.job.program
+            ))),
+            _ => Err(Failure::new(format!(
+                "{id:?} fits several releases; write more of it"
+            ))),
+        }
+    }
+
+    /// Stays with a release.
+    pub fn pin(&self, to: Option<&str>) -> Outcome<i32> {
+        let lock = self.place.open()?;
+        self.recover(&lock)?;
+        let mut state = self.place.state()?;
+        let current = self.place.linked(&state)?;
+        let release = match (to, &current) {
+            (Some(id), _) => self.named(id)?,
+            (None, Some(current)) => current.clone(),
+            (None, None) => return Err(Failure::new("nothing is current yet")),
+        };
+        state.pin = Some(Pin {
+            release: release.clone(),
+            by: self.job.by.clone(),
+            reason: self.job.reason.clone(),
+            since: now(),
+        });
+        self.place.keep_state(&state)?;
+        drop(lock);
+        tell(&format!("{release} is pinned"));
+        if Some(&release) == current.as_ref() {
+            return Ok(0);
+        }
+        self.rollback(Some(&release))
+    }
+
+    /// Follows the remote again.
+    pub fn unpin(&self) -> Outcome<i32> {
+        let _lock = self.place.open()?;
+        let mut state = self.place.state()?;
+        match state.pin.take() {
+            Some(pin) => {
+                self.place.keep_state(&state)?;
+                tell(&format!("{} is pinned no more", pin.release));
+            }
+            None => tell("nothing was pinned"),
+        }
+        Ok(0)
+    }
+
+    fn hooks(
+        &self,
+        phase: &str,
+        current: Option<&str>,
+        previous: Option<&str>,
+        asked: &Asked<'_>,
+    ) -> Outcome<Answer> {
+        let path = |id: Option<&str>| {
+            id.map_or(String::new(), |id| {
+                self.place.release(id).display().to_string()
+            })
+        };
+        let variables = [
+            ("PHASE", phase.to_owned()),
+            ("CURRENT_CONFIG", path(current)),
+            ("PREVIOUS_CONFIG", path(previous)),
+            ("REVISION", asked.revision.to_owned()),
+            ("PREVIOUS_REVISION", asked.previous.clone()),
+            ("ATTEMPT", asked.attempt.to_string()),
+        ];
+        let dir = match phase {
+            "pre" => &self.source.pre_hooks,
+            _ => &self.source.post_hooks,
+        };
+        hooks::run(dir.as_deref(), &variables, self.source.hook_timeout)
+    }
+}
+
+/// What hooks are told beside directories.
+struct Asked<'a> {
+    attempt: u32,
+    revision: &'a str,
+    previous: String,
+}
+
+fn said(answer: &Answer) -> String {
+    match answer {
+        Answer::Go => "go".to_owned(),
+        Answer::Defer(hook) => format!("{hook} says not now"),
+        Answer::Reject(reason) => reason.clone(),
+    }
+}
