@@ -112,6 +112,7 @@ fn default_source() -> Source {
         ssh_key: None,
         known_hosts: None,
         token_file: None,
+        digest: None,
         max_size: 4 << 30,
         max_files: 1_000_000,
         after: AfterUpdate::Nothing,
@@ -362,6 +363,7 @@ impl Reader<'_> {
             Key::SshKey => draft.source.ssh_key = self.value(entry, values::path(v)),
             Key::KnownHosts => draft.source.known_hosts = self.value(entry, values::path(v)),
             Key::TokenFile => draft.source.token_file = self.value(entry, values::path(v)),
+            Key::Digest => draft.source.digest = self.value(entry, values::digest(v)),
             Key::MaxSize => self.set(entry, values::size(v), &mut draft.source.max_size),
             Key::MaxFiles => {
                 let count = values::count(v).map(u64::from);

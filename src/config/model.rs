@@ -344,12 +344,23 @@ pub struct Source {
     pub known_hosts: Option<PathBuf>,
     /// `source-token-file`.
     pub token_file: Option<PathBuf>,
+    /// `source-digest`: what an archive has to be.
+    pub digest: Option<Digest>,
     /// `source-max-size`: in bytes.
     pub max_size: u64,
     /// `source-max-files`.
     pub max_files: u64,
     /// `after-update`.
     pub after: AfterUpdate,
+}
+
+/// How it is known that an archive is the right one (`source-digest`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Digest {
+    /// By its SHA-256, in hexadecimal.
+    Is(String),
+    /// By the file beside it, with `.sha256` behind its name.
+    Beside,
 }
 
 /// How a release becomes current (`switch`).

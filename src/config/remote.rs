@@ -19,6 +19,47 @@ pub enum Remote {
         /// The directory of the repository that is meant; none is all of it.
         path: Option<String>,
     },
+    /// An archive behind a web address, or in a file.
+    Archive {
+        /// Its address, without user name and password.
+        url: String,
+        /// What stood before the host: a secret.
+        login: Option<Login>,
+        /// How it is packed.
+        kind: Kind,
+        /// The directory in it that is meant; none is all of it.
+        path: Option<String>,
+    },
+}
+
+/// How an archive is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Kind {
+    Zip,
+    Tar,
+    TarGz,
+    TarZst,
+}
+
+/// The ends of names of archives.
+const ARCHIVES: [(&str, Kind); 5] = [
+    (".zip", Kind::Zip),
+    (".tar.gz", Kind::TarGz),
+    (".tgz", Kind::TarGz),
+    (".tar.zst", Kind::TarZst),
+    (".tar", Kind::Tar),
+];
+
+impl Remote {
+    /// What to log in with, if the address says so.
+    #[must_use]
+    pub fn login(&self) -> Option<&Login> {
+        match self {
+            Self::Git { login, .. } | Self::Archive { login, .. } => login.as_ref(),
+        }
+    }
 }
 
 /// A user name and, perhaps, a password.
@@ -39,12 +80,15 @@ impl fmt::Debug for Login {
 /// As people may read it: without secrets.
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Git {
-            url,
-            reference,
-            path,
-            ..
-        } = self;
+        let (url, path, reference) = match self {
+            Self::Git {
+                url,
+                path,
+                reference,
+                ..
+            } => (url, path, reference.as_ref()),
+            Self::Archive { url, path, .. } => (url, path, None),
+        };
         f.write_str(url)?;
         if let Some(path) = path {
             write!(f, "/{path}")?;
@@ -70,6 +114,9 @@ pub fn parse(text: &str) -> Result<Remote, String> {
     if text.chars().any(|c| c.is_control() || c == ' ') {
         return Err("has blanks or control characters".into());
     }
+    if let Some(archive) = archive(text)? {
+        return Ok(archive);
+    }
     let (place, reference) = match text.rsplit_once('#') {
         Some((place, reference)) => (place, Some(checked_reference(reference)?)),
         None => (text, None),
@@ -84,6 +131,49 @@ pub fn parse(text: &str) -> Result<Remote, String> {
     })
 }
 
+/// `…/app.zip` is an archive, and `…/app.zip/config` a directory in it.
+fn archive(text: &str) -> Result<Option<Remote>, String> {
+    let ways = ["http://", "https://", "file:///", "/"];
+    if !ways.iter().any(|way| text.starts_with(way)) {
+        return Ok(None);
+    }
+    let ends = ARCHIVES.iter().filter_map(|(end, kind)| {
+        let at = match text.ends_with(end) {
+            true => text.len() - end.len(),
+            false => text.find(&format!("{end}/"))?,
+        };
+        Some((at + end.len(), *kind))
+    });
+    // `.tar.gz` ends later than `.tar`.
+    let Some((end, kind)) = ends.max_by_key(|(end, _)| *end) else {
+        return Ok(None);
+    };
+    let (place, path) = (&text[..end], inner_path(&text[end..])?);
+    if place.contains(".git/") || place.contains('#') {
+        return Ok(None);
+    }
+    let (url, login) = git_url(place)?;
+    Ok(Some(Remote::Archive {
+        url,
+        login,
+        kind,
+        path,
+    }))
+}
+
+/// A directory below something else.
+fn inner_path(path: &str) -> Result<Option<String>, String> {
+    let path = path.trim_matches('/');
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let parts: Vec<&str> = path.split('/').collect();
+    if parts.iter().any(|p| matches!(*p, "" | "." | ".." | ".git")) {
+        return Err(format!("names the directory {path:?}, which is none of it"));
+    }
+    Ok(Some(parts.join("/")))
+}
+
 /// `…/app.git/config` is the directory `config` of the repository `…/app.git`.
 fn split_path(place: &str) -> Result<(&str, Option<String>), String> {
     let end = place
@@ -94,17 +184,7 @@ fn split_path(place: &str) -> Result<(&str, Option<String>), String> {
     let Some(end) = end.map(|at| at + ".git".len()) else {
         return Ok((place, None));
     };
-    let path = place[end..].trim_matches('/');
-    if path.is_empty() {
-        return Ok((&place[..end], None));
-    }
-    let parts: Vec<&str> = path.split('/').collect();
-    if parts.iter().any(|p| matches!(*p, "" | "." | ".." | ".git")) {
-        return Err(format!(
-            "names the directory {path:?}, which is none of a repository"
-        ));
-    }
-    Ok((&place[..end], Some(parts.join("/"))))
+    Ok((&place[..end], inner_path(&place[end..])?))
 }
 
 /// What git is given. Git's own rules for names of references, and no leading dash.
@@ -232,7 +312,10 @@ mod tests {
             path,
             reference,
             ..
-        } = parse(text).unwrap_or_else(|e| panic!("{text} {e}"));
+        } = parse(text).unwrap_or_else(|e| panic!("{text} {e}"))
+        else {
+            panic!("{text} is no repository");
+        };
         (url, path, reference)
     }
 
@@ -297,11 +380,56 @@ mod tests {
     #[test]
     fn secrets_of_an_address_stand_apart_and_are_not_shown() {
         let remote = parse("https://bot:s%40crt@host/app.git#main").unwrap();
-        let Remote::Git { url, login, .. } = &remote;
-        assert_eq!(url, "https://host/app.git");
-        assert_eq!(login.as_ref().unwrap().password, "s@crt");
+        assert_eq!(remote.login().unwrap().password, "s@crt");
         assert_eq!(remote.to_string(), "https://host/app.git#main");
         assert!(!format!("{remote:?}").contains("s@crt"));
+    }
+
+    #[test]
+    fn archives_are_known_by_their_names() {
+        for (text, url, kind, path) in [
+            (
+                "https://host/a/app.zip",
+                "https://host/a/app.zip",
+                Kind::Zip,
+                None,
+            ),
+            (
+                "http://host/app.tar.gz/conf",
+                "http://host/app.tar.gz",
+                Kind::TarGz,
+                Some("conf"),
+            ),
+            ("/srv/app.tar", "file:///srv/app.tar", Kind::Tar, None),
+            (
+                "file:///srv/app.tar.zst",
+                "file:///srv/app.tar.zst",
+                Kind::TarZst,
+                None,
+            ),
+            (
+                "https://u:p@host/x.tgz",
+                "https://host/x.tgz",
+                Kind::TarGz,
+                None,
+            ),
+        ] {
+            let Ok(Remote::Archive {
+                url: u,
+                kind: k,
+                path: p,
+                ..
+            }) = parse(text)
+            else {
+                panic!("{text} is no archive");
+            };
+            assert_eq!((&*u, k, p.as_deref()), (url, kind, path), "{text}");
+        }
+        assert!(parse("https://host/app.zip/../x").is_err());
+        assert!(matches!(
+            parse("https://host/app.git/x.zip"),
+            Ok(Remote::Git { .. })
+        ));
     }
 
     #[test]

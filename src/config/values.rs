@@ -9,7 +9,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use nix::sys::signal::Signal;
 
 use super::diag::{Code, quote};
-use super::model::{Limit, Ready, Resource, Retention, Schedule};
+use super::model::{Digest, Limit, Ready, Resource, Retention, Schedule};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +102,23 @@ pub(super) fn schedule(value: &str) -> Result<Option<Schedule>, Bad> {
                 "minute, hour, day, month, day of the week, as in `*/5 * * * *`; `@daily`; `none`",
             )
         })
+}
+
+/// What an archive has to be.
+pub(super) fn digest(value: &str) -> Result<Digest, Bad> {
+    if value == "beside" {
+        return Ok(Digest::Beside);
+    }
+    let hex = value
+        .strip_prefix("sha256:")
+        .unwrap_or(value)
+        .to_ascii_lowercase();
+    if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(Digest::Is(hex));
+    }
+    let help =
+        "write `sha256:` and 64 digits, or `beside` for the file with `.sha256` behind its name";
+    Err(Bad::new(format!("{} is no SHA-256", quote(value)), help))
 }
 
 /// Paths below a directory.

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid, fchown, memfd_create};
@@ -235,6 +235,19 @@ fn ended_within(pidfd: BorrowedFd<'_>, time: Duration) -> bool {
 #[derive(Debug, Clone, Default)]
 pub struct Lookout(Arc<Mutex<HashMap<ProgramName, Seen>>>);
 
+/// An update that has failed, and is not begun again at once.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// What it was to bring.
+    pub revision: String,
+    /// Which run it was.
+    pub run: u64,
+    /// How often it has failed.
+    pub times: u32,
+    /// When it is tried again.
+    pub until: Instant,
+}
+
 /// What is known of one remote.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
@@ -244,6 +257,8 @@ pub struct Seen {
     pub next: Option<String>,
     /// It is being looked at.
     pub looking: bool,
+    /// An update that has failed.
+    pub held: Option<Held>,
 }
 
 impl Lookout {

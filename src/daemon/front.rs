@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
@@ -361,6 +362,15 @@ impl Front {
                 What::Why(Facts {
                     frozen: frozen.map(|f| format!("It is {}.", f.said())),
                     failing: seen.failing,
+                    held: seen.held.map(|held| {
+                        let left = held.until.saturating_duration_since(Instant::now());
+                        format!(
+                            "The update in run {} failed (`deployer LOGS {}`); it is tried again in {} min at the earliest.",
+                            held.run,
+                            held.run,
+                            left.as_secs().div_ceil(60)
+                        )
+                    }),
                     next_check: seen.next,
                 })
             }

@@ -6,25 +6,30 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Zoned;
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{info, warn};
 
 use super::clock::Moment;
-use super::code::{self, Lookout, Question};
+use super::code::{self, Held, Lookout, Question, Seen};
 use super::effects::{Surroundings, Updated};
 use super::front::Front;
 use crate::config::model::{AfterUpdate, Program, Schedule};
 use crate::ids::{ActionName, ProgramName, RunId};
+use crate::protocol::message::{Reply, Row};
 use crate::server::Notice;
-use crate::source::{Verdict, What};
+use crate::source::{DEFERRED, Verdict, What};
 
 /// The clock is looked at at least this often: somebody may set it.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 /// How many remotes are looked at at a time.
 const AT_A_TIME: usize = 8;
+
+/// How long an update that failed is left alone: twice the one the first time, and at most so long.
+const SHORTEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(3600);
 
 type Name = (ProgramName, ActionName);
 
@@ -198,17 +203,55 @@ impl Scheduler {
                 _ => Err(answer.err.trim().replace("deployer: ", "")),
             });
             note(&front.lookout, &program, verdict.as_ref().err());
-            if let Ok(Verdict {
+            let Ok(Verdict {
                 update: true,
                 because,
-                ..
+                revision,
             }) = verdict
-            {
-                let update = ActionName::update();
-                drop(front.by_itself(&program, &update, &because));
+            else {
+                return;
+            };
+            let held = front.lookout.seen(&program).held;
+            if held.is_some_and(|h| h.revision == revision && Instant::now() < h.until) {
+                return;
+            }
+            let told = front.by_itself(&program, &ActionName::update(), &because);
+            if let Some(run) = ended(told).await {
+                front
+                    .lookout
+                    .note(&program, |seen| hold(seen, revision, &run));
             }
         });
     }
+}
+
+/// Waits for the end of a run.
+async fn ended(told: Option<mpsc::UnboundedReceiver<Notice>>) -> Option<Row> {
+    let mut told = told?;
+    while let Some(notice) = told.recv().await {
+        if let Notice::Final(reply) = notice
+            && let Reply::Ended { run, .. } = *reply
+        {
+            return Some(*run);
+        }
+    }
+    None
+}
+
+/// An update that failed is not begun again every minute. One that a hook put off is.
+fn hold(seen: &mut Seen, revision: String, run: &Row) {
+    let before = seen.held.take().filter(|held| held.revision == revision);
+    if run.outcome != "failed" || run.exit_code == Some(DEFERRED) {
+        return;
+    }
+    let times = before.map_or(0, |held| held.times) + 1;
+    let pause = SHORTEST.saturating_mul(1 << times.min(10)).min(LONGEST);
+    seen.held = Some(Held {
+        revision,
+        run: run.id,
+        times,
+        until: Instant::now() + pause,
+    });
 }
 
 /// The next time of a schedule.

@@ -173,7 +173,7 @@ impl Git<'_> {
         let said = match (self.run(list, FETCH, "list the files of"), self.path) {
             (Err(_), Some(path)) => {
                 let message = format!("there is no directory {path} in {commit} of {}", self.url);
-                return Err(Failure::new(message));
+                return Err(Failure::lasting(message));
             }
             (said, _) => said?,
         };
@@ -188,7 +188,7 @@ impl Git<'_> {
         }
         let source = self.source;
         if bytes > source.max_size || files > source.max_files {
-            return Err(Failure::new(format!(
+            return Err(Failure::lasting(format!(
                 "{commit} has {files} files with {bytes} bytes; source-max-files = {} and source-max-size = {} are allowed",
                 source.max_files, source.max_size
             )));

@@ -8,14 +8,16 @@
 //! worker   takes the job, and does what it says
 //!  ├ update   the steps of an update, and of a rollback; the journal makes each crash harmless
 //!  ├ report   what people ask: releases, why, verify
-//!  ├ git      where code comes from
+//!  ├ git, http, archive   where code comes from, and how it is unpacked
 //!  ├ hooks    the scripts that may refuse it
 //!  ├ release  the directory: releases, current, shared files, what is deleted
 //!  └ state    what is remembered from one update to the next
 //! ```
 
+mod archive;
 mod git;
 mod hooks;
+mod http;
 mod release;
 mod report;
 mod state;
@@ -94,6 +96,8 @@ pub struct Facts {
     pub frozen: Option<String>,
     /// Checks have failed since then, for this reason.
     pub failing: Option<(String, String)>,
+    /// An update has failed, and is tried again later: the whole sentence.
+    pub held: Option<String>,
     /// When the remote is looked at next; none if only when somebody asks.
     pub next_check: Option<String>,
 }
@@ -114,6 +118,8 @@ pub struct Verdict {
 struct Failure {
     message: String,
     status: i32,
+    /// It is the revision's fault: it would be so again.
+    lasting: bool,
 }
 
 impl Failure {
@@ -121,6 +127,15 @@ impl Failure {
         Self {
             message: message.into(),
             status: 1,
+            lasting: false,
+        }
+    }
+
+    /// One that the same revision would lead to again.
+    fn lasting(message: impl Into<String>) -> Self {
+        Self {
+            lasting: true,
+            ..Self::new(message)
         }
     }
 

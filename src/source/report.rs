@@ -123,6 +123,9 @@ pub fn why(worker: &Worker<'_>, facts: &Facts) -> Outcome<i32> {
             "The remote cannot be looked at since {since}: {error}."
         );
     }
+    if let Some(held) = &facts.held {
+        let _ = writeln!(text, "{held}");
+    }
     match &facts.next_check {
         Some(next) => {
             let _ = writeln!(text, "The remote is looked at next at {next}.");

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::http::Marks;
 use super::{Failure, Outcome};
 
 /// `state.json`. What it does not say is as if nothing had happened yet.
@@ -26,8 +27,21 @@ pub struct State {
     pub deferred: Option<Deferred>,
     /// How often each revision was tried that is not current yet.
     pub attempts: BTreeMap<String, u32>,
+    /// What an archive was when it was fetched last.
+    pub seen: Option<Seen>,
     /// The last run that made another release current.
     pub switched_by: Option<u64>,
+}
+
+/// See [`State::seen`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The remote, without secrets.
+    pub remote: String,
+    /// How the server knows it.
+    pub marks: Marks,
+    /// Its revision.
+    pub revision: String,
 }
 
 /// See [`State::pin`].
@@ -52,6 +66,8 @@ pub struct Refused {
     pub since: String,
     /// In which run.
     pub run: u64,
+    /// Only as long as the configuration says this of the source.
+    pub under: Option<String>,
 }
 
 /// See [`State::deferred`].

@@ -7,13 +7,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::archive::{self, Limits};
 use super::git::{Git, Tip};
 use super::hooks::{self, Answer};
+use super::http::{Archive, Look};
 use super::release::{Lock, Manifest, Place, previous_good, short};
-use super::state::{Deferred, Journal, Phase, Pin, Refused, State, now};
+use super::state::{Deferred, Journal, Phase, Pin, Refused, Seen, State, now};
 use super::{DEFERRED, Failure, Job, Outcome, Verdict};
 use crate::config::model::Source;
-use crate::config::remote::{Login, Remote};
+use crate::config::remote::{Kind, Login, Remote};
 
 /// Somebody wants the update to end.
 pub static CANCELLED: AtomicBool = AtomicBool::new(false);
@@ -42,7 +44,8 @@ fn step<T>(name: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T
     }
 }
 
-fn not_cancelled() -> Outcome<()> {
+/// Ends an update that somebody has cancelled.
+pub fn not_cancelled() -> Outcome<()> {
     match CANCELLED.load(Ordering::Relaxed) {
         true => Err(Failure::new("it was cancelled")),
         false => Ok(()),
@@ -64,9 +67,8 @@ impl<'a> Worker<'a> {
     /// The token cannot be read.
     pub fn new(job: &'a Job) -> Outcome<Self> {
         let source = &job.source;
-        let Remote::Git { login, .. } = &source.remote;
         let login = match &source.token_file {
-            None => login.clone(),
+            None => source.remote.login().cloned(),
             Some(path) => {
                 let text = std::fs::read_to_string(path);
                 let text = text.map_err(Failure::io(format!("read {}", path.display())))?;
@@ -91,52 +93,127 @@ impl<'a> Worker<'a> {
         &self.place
     }
 
-    fn git(&self) -> Git<'_> {
-        let Remote::Git {
-            url,
-            reference,
-            path,
-            ..
-        } = &self.source.remote;
-        Git {
-            url,
-            login: self.login.as_ref(),
-            reference: reference.as_deref(),
-            path: path.as_deref(),
-            source: self.source,
-            objects: self.place.objects(),
+    /// What the remote has, as far as one question tells.
+    fn tip(&self, state: &State) -> Outcome<Found<'_>> {
+        let source = self.source;
+        match &source.remote {
+            Remote::Git {
+                url,
+                reference,
+                path,
+                ..
+            } => {
+                let git = Git {
+                    url,
+                    login: self.login.as_ref(),
+                    reference: reference.as_deref(),
+                    path: path.as_deref(),
+                    source,
+                    objects: self.place.objects(),
+                };
+                let tip = git.tip()?;
+                Ok(Found::Git(git, tip))
+            }
+            Remote::Archive {
+                url, kind, path, ..
+            } => {
+                let archive = Archive {
+                    url,
+                    login: self.login.as_ref(),
+                    digest: source.digest.as_ref(),
+                    max_size: source.max_size,
+                };
+                let remote = source.remote.to_string();
+                let seen = state.seen.as_ref().filter(|seen| seen.remote == remote);
+                let revision = match archive.look(seen.map(|seen| &seen.marks))? {
+                    Look::Same => seen.map(|seen| seen.revision.clone()),
+                    Look::Is(digest) => Some(digest),
+                    Look::Other => None,
+                };
+                Ok(Found::Archive {
+                    archive,
+                    kind: *kind,
+                    path: path.as_deref(),
+                    revision,
+                })
+            }
         }
     }
 
     /// What the remote calls its tip, and whether an update would do something about it.
     pub fn check(&self) -> Outcome<Verdict> {
-        let tip = self.git().tip()?;
+        let there = self.place.exists();
+        let state = if there {
+            self.place.state()?
+        } else {
+            State::default()
+        };
+        let found = self.tip(&state)?;
+        let revision = found.revision().unwrap_or_default().to_owned();
         let verdict = |update, because: String| {
-            let revision = tip.commit.clone();
             Ok(Verdict {
-                revision,
+                revision: revision.clone(),
                 update,
                 because,
             })
         };
-        if !self.place.exists() {
+        if !there {
             return verdict(true, "nothing was deployed yet".into());
         }
         if let Some(journal) = self.place.journal()? {
             let message = format!("run {} did not come to its end", journal.run);
             return verdict(true, message);
         }
-        let state = self.place.state()?;
         if let Some(pin) = &state.pin {
             return verdict(false, format!("{} is pinned", pin.release));
         }
-        if self.revision_of(state.current.as_deref())?.as_deref() == Some(&*tip.commit) {
+        if found.revision().is_none() {
+            return verdict(true, "the archive has changed".into());
+        }
+        if self.has(state.current.as_deref(), &revision)? {
             return verdict(false, "it is current".into());
         }
-        if let Some(refused) = state.quarantine.get(&tip.commit) {
+        if let Some(refused) = self.refused(&state, &revision) {
             return verdict(false, format!("it was refused: {}", refused.reason));
         }
-        verdict(true, format!("{} is new", short(&tip.commit)))
+        verdict(true, format!("{} is new", short(&revision)))
+    }
+
+    /// Whether a release is that revision, from the same place.
+    fn has(&self, release: Option<&str>, revision: &str) -> Outcome<bool> {
+        let manifest = match release {
+            Some(id) => self.place.manifest(id)?,
+            None => None,
+        };
+        Ok(manifest.is_some_and(|m| m.revision == revision && self.is_of_source(&m)))
+    }
+
+    /// Whether a release came from the place that the source names, by whichever reference.
+    fn is_of_source(&self, manifest: &Manifest) -> bool {
+        let place = |remote: &str| remote.split('#').next().map(str::to_owned);
+        place(&manifest.remote) == place(&self.source.remote.to_string())
+    }
+
+    /// Why a revision is not to be tried again, if it is not.
+    fn refused<'s>(&self, state: &'s State, revision: &str) -> Option<&'s Refused> {
+        let refused = state.quarantine.get(revision)?;
+        let counts = refused
+            .under
+            .as_ref()
+            .is_none_or(|under| *under == self.terms());
+        counts.then_some(refused)
+    }
+
+    /// What the configuration says of which revisions are good at all.
+    fn terms(&self) -> String {
+        let Source {
+            remote,
+            digest,
+            max_size,
+            max_files,
+            ..
+        } = self.source;
+        format!("{remote} {digest:?} {max_size} {max_files}")
     }
 
     fn revision_of(&self, release: Option<&str>) -> Outcome<Option<String>> {
@@ -151,37 +228,32 @@ impl<'a> Worker<'a> {
         let lock = self.place.open()?;
         self.recover(&lock)?;
         let mut state = self.place.state()?;
-        let git = self.git();
-        let tip = step("check", || {
-            let tip = git.tip()?;
-            let said = format!("{} is at {}", self.source.remote, short(&tip.commit));
-            Ok((tip, said))
+        let found = step("check", || {
+            let found = self.tip(&state)?;
+            let at = found.revision().map_or("something new".to_owned(), short);
+            Ok((found, format!("{} is at {at}", self.source.remote)))
         })?;
-        let revision = tip.commit.clone();
         let current = self.place.linked(&state)?;
-        if !force {
-            if self.revision_of(state.current.as_deref())?.as_ref() == Some(&revision)
-                && current == state.current
-            {
-                tell("nothing new: that is current");
-                self.place.clear_staging();
-                return Ok(0);
-            }
-            if let Some(pin) = &state.pin {
-                return Err(Failure::new(format!(
-                    "{} was pinned by {}: `deployer UNPIN {}` lets it follow the remote again",
-                    pin.release, pin.by, self.job.program
-                )));
-            }
-            if let Some(refused) = state.quarantine.get(&revision) {
-                return Err(Failure::new(format!(
-                    "{} was refused in run {}: {}\n`deployer {} update --force` tries it again",
-                    short(&revision),
-                    refused.run,
-                    refused.reason,
-                    self.job.program
-                )));
-            }
+        if let Some(pin) = state.pin.as_ref().filter(|_| !force) {
+            return Err(Failure::new(format!(
+                "{} was pinned by {}: `deployer UNPIN {}` lets it follow the remote again",
+                pin.release, pin.by, self.job.program
+            )));
+        }
+        if let (Some(revision), false) = (found.revision(), force)
+            && self.is_settled(&state, current.as_deref(), revision)?
+        {
+            return Ok(0);
+        }
+        // To fetch again what is current is what somebody wants who doubts it.
+        let doubted = self.revision_of(current.as_deref())?.filter(|_| force);
+        let release = self.prepared(&mut state, &found, doubted.as_deref())?;
+        let revision = release.revision.clone();
+        if found.revision().is_none()
+            && !force
+            && self.is_settled(&state, current.as_deref(), &revision)?
+        {
+            return Ok(0);
         }
         let attempt = {
             let attempts = state.attempts.entry(revision.clone()).or_default();
@@ -189,10 +261,6 @@ impl<'a> Worker<'a> {
             *attempts
         };
         self.place.keep_state(&state)?;
-
-        // To fetch again what is current is what somebody wants who doubts it.
-        let anew = self.revision_of(current.as_deref())?.as_ref() == Some(&revision);
-        let release = self.prepared(&tip, anew)?;
         not_cancelled()?;
         let asked = Asked {
             attempt,
@@ -217,30 +285,103 @@ impl<'a> Worker<'a> {
         self.go_over(&mut state, current, &release, &asked)
     }
 
-    /// The release of a revision: one that is there already, or a new one.
-    fn prepared(&self, tip: &Tip, anew: bool) -> Outcome<Manifest> {
-        let remote = self.source.remote.to_string();
-        if !anew {
-            let there = self.place.manifests()?.into_iter().rev();
-            let mut fitting = there.filter(|m| m.revision == tip.commit && m.remote == remote);
-            if let Some(found) = fitting.next() {
-                tell(&format!("fetch: {} is here already", found.id));
-                return Ok(found);
-            }
+    /// Whether there is nothing to do about a revision: it is current.
+    ///
+    /// # Errors
+    /// It was refused before.
+    fn is_settled(&self, state: &State, current: Option<&str>, revision: &str) -> Outcome<bool> {
+        if self.has(current, revision)? && current == state.current.as_deref() {
+            tell("nothing new: that is current");
+            self.place.clear_staging();
+            return Ok(true);
         }
-        let git = self.git();
-        step("fetch", || {
-            git.fetch(tip)?;
-            Ok(((), short(&tip.commit)))
-        })?;
+        if let Some(refused) = self.refused(state, revision) {
+            return Err(Failure::new(format!(
+                "{} was refused in run {}: {}\n`deployer {} update --force` tries it again",
+                short(revision),
+                refused.run,
+                refused.reason,
+                self.job.program
+            )));
+        }
+        Ok(false)
+    }
+
+    /// A release of that revision that is there already, if nobody doubts it.
+    fn there(&self, revision: &str, doubted: Option<&str>) -> Outcome<Option<Manifest>> {
+        if doubted == Some(revision) {
+            return Ok(None);
+        }
+        let mut all = self.place.manifests()?.into_iter().rev();
+        let found = all.find(|m| m.revision == revision && self.is_of_source(m));
+        if let Some(found) = &found {
+            tell(&format!("fetch: {} is here already", found.id));
+        }
+        Ok(found)
+    }
+
+    /// The release of what was found: one that is there already, or a new one.
+    fn prepared(
+        &self,
+        state: &mut State,
+        found: &Found<'_>,
+        doubted: Option<&str>,
+    ) -> Outcome<Manifest> {
+        if let Some(revision) = found.revision()
+            && let Some(there) = self.there(revision, doubted)?
+        {
+            return Ok(there);
+        }
+        let tree = self.place.staging()?;
+        let revision = match found {
+            Found::Git(git, tip) => step("fetch", || {
+                git.fetch(tip)?;
+                Ok((tip.commit.clone(), short(&tip.commit)))
+            })?,
+            Found::Archive { archive, .. } => {
+                let file = tree.with_extension("archive");
+                let (revision, marks) = step("fetch", || {
+                    let fetched = archive.fetch(&file)?;
+                    let said = short(&fetched.0);
+                    Ok((fetched, said))
+                })?;
+                state.seen = Some(Seen {
+                    remote: self.source.remote.to_string(),
+                    marks,
+                    revision: revision.clone(),
+                });
+                self.place.keep_state(state)?;
+                if let Some(there) = self.there(&revision, doubted)? {
+                    return Ok(there);
+                }
+                if archive.digest.is_some() {
+                    let verified = step("verify", || {
+                        archive.verify(&revision)?;
+                        Ok(((), "its digest is right".to_owned()))
+                    });
+                    self.judge(state, &revision, verified)?;
+                }
+                revision
+            }
+        };
         not_cancelled()?;
-        step("unpack", || {
-            let tree = self.place.staging()?;
-            git.export(&tip.commit, &tree)?;
+        let unpacked = step("unpack", || {
+            match found {
+                Found::Git(git, tip) => git.export(&tip.commit, &tree)?,
+                Found::Archive { kind, path, .. } => {
+                    let limits = Limits {
+                        bytes: self.source.max_size,
+                        entries: self.source.max_files,
+                    };
+                    let file = tree.with_extension("archive");
+                    archive::unpack(&file, *kind, *path, &tree, limits)?;
+                    let _ = std::fs::remove_file(file);
+                }
+            }
             let manifest = Manifest {
-                id: short(&tip.commit),
-                revision: tip.commit.clone(),
-                remote,
+                id: short(&revision),
+                revision: revision.clone(),
+                remote: self.source.remote.to_string(),
                 made: now(),
                 run: self.job.run,
                 entries: std::collections::BTreeMap::new(),
@@ -252,7 +393,23 @@ impl<'a> Worker<'a> {
                 manifest.entries.len()
             );
             Ok((manifest, said))
-        })
+        });
+        self.judge(state, &revision, unpacked)
+    }
+
+    /// What is wrong with a revision itself is not tried again.
+    fn judge<T>(&self, state: &mut State, revision: &str, result: Outcome<T>) -> Outcome<T> {
+        if let Err(failure) = &result {
+            self.place.clear_staging();
+            if failure.lasting {
+                self.refuse(state, revision, failure.message.clone())?;
+                if let Some(refused) = state.quarantine.get_mut(revision) {
+                    refused.under = Some(self.terms());
+                }
+                self.place.keep_state(state)?;
+            }
+        }
+        result
     }
 
     /// From the switch to the commit, or back.
@@ -371,6 +528,7 @@ impl<'a> Worker<'a> {
             reason,
             since: now(),
             run: self.job.run,
+            under: None,
         };
         state.quarantine.insert(revision.to_owned(), refused);
         state.deferred = None;
@@ -562,6 +720,28 @@ impl<'a> Worker<'a> {
             _ => &self.source.post_hooks,
         };
         hooks::run(dir.as_deref(), &variables, self.source.hook_timeout)
+    }
+}
+
+/// What a remote has.
+enum Found<'a> {
+    /// A commit.
+    Git(Git<'a>, Tip),
+    /// An archive; its revision if it is the one that was fetched last.
+    Archive {
+        archive: Archive<'a>,
+        kind: Kind,
+        path: Option<&'a str>,
+        revision: Option<String>,
+    },
+}
+
+impl Found<'_> {
+    fn revision(&self) -> Option<&str> {
+        match self {
+            Self::Git(_, tip) => Some(&tip.commit),
+            Self::Archive { revision, .. } => revision.as_deref(),
+        }
     }
 }
 

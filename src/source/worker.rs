@@ -20,7 +20,9 @@ pub fn main() -> u8 {
     let done = take_job().and_then(|job| work(&job));
     let status = match done {
         Ok(status) => status,
-        Err(Failure { message, status }) => {
+        Err(Failure {
+            message, status, ..
+        }) => {
             let _ = std::io::stdout().flush();
             for line in message.lines() {
                 eprintln!("deployer: {line}");

@@ -1059,6 +1059,12 @@ pub fn descendants(pid: i32) -> Vec<Process> {
     found
 }
 
+/// A port that nobody listens on at the moment.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there are ports");
+    listener.local_addr().expect("it has one").port()
+}
+
 fn is_binary(pid: i32, binary: &Path) -> bool {
     let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else {
         return false;

@@ -1,18 +1,13 @@
 //! Real servers under supervision: nginx, Redis, PostgreSQL, and a Python server with sd_notify.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
-use crate::harness::{BOT_GID, BOT_UID, OWNER, Site, wait_for};
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
+use crate::harness::{BOT_GID, BOT_UID, OWNER, Site, free_port, wait_for};
 
 /// The program of one of these places; the test fails without it, since `tests/run` installs it.
 fn program(places: &[&str]) -> String {

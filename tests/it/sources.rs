@@ -8,7 +8,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::harness::{
-    ALICE, BOT_GID, BOT_UID, Daemon, Done, OWNER, Site, chmod, executable, finish, root, wait_for,
+    ALICE, BOT_GID, BOT_UID, Daemon, Done, OWNER, Running, Site, chmod, executable, finish,
+    free_port, root, wait_for,
 };
 
 /// A repository that somebody pushes to.
@@ -62,6 +63,12 @@ impl Repository {
 fn follow(source: &str, keys: &str) -> (Daemon, Repository) {
     let site = Site::new();
     let repository = Repository::new(&site);
+    let source = format!("@S@/origin.git{source}");
+    (follow_what(site, &source, keys), repository)
+}
+
+/// A daemon with a program `app` that follows this by hand.
+fn follow_what(site: Site, source: &str, keys: &str) -> Daemon {
     let dir = site.path("deploy");
     fs::create_dir(&dir).unwrap();
     if root() {
@@ -72,11 +79,11 @@ fn follow(source: &str, keys: &str) -> (Daemon, Repository) {
         chmod(&site.path(name), 0o755);
     }
     site.configure(&format!(
-        "allow-uid = {}\n[prog-app]\nsource = @S@/origin.git{source}\ndeploy-dir = @D@/deploy\n\
+        "allow-uid = {}\n[prog-app]\nsource = {source}\ndeploy-dir = @D@/deploy\n\
          pre-hooks = @D@/pre\npost-hooks = @D@/post\nschedule-update = none\n{keys}\n",
         ALICE.uid
     ));
-    (site.start(), repository)
+    site.start()
 }
 
 fn current(d: &Daemon) -> String {
@@ -178,6 +185,13 @@ fn a_source_may_be_a_tag_a_commit_or_a_directory() {
         update(&d).exits(0);
         assert_eq!(current(&d), expected, "{source}");
     }
+    // The same commit, and another directory of it.
+    let (d, _repository) = follow("#main", "");
+    update(&d).exits(0);
+    d.configure("[prog-app]\nsource = @S@/origin.git/config#main\ndeploy-dir = @D@/deploy\n");
+    d.ask(OWNER, ["-r"]).exits(0);
+    update(&d).exits(0);
+    assert!(d.path("deploy/current/deep/app").exists());
     let (d, repository) = follow("/nowhere#main", "");
     let refused = update(&d).exits(1);
     assert!(
@@ -462,6 +476,52 @@ fn f7_a_killed_update_is_finished_or_undone() {
             "{phase}: {now:?}"
         );
     }
+}
+
+/// F7: the daemon dies again and again, and what is current is always one commit, whole.
+#[test]
+fn f7_fifty_commits_are_followed_while_the_daemon_is_killed() {
+    let (d, repository) = follow("#main", "keep = 3\ntimeout = none");
+    update(&d).exits(0);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (link, stopped) = (d.path("deploy"), std::sync::Arc::clone(&stop));
+    let watcher = std::thread::spawn(move || {
+        let mut seen = std::collections::BTreeSet::new();
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let release = link.join(fs::read_link(link.join("current")).unwrap());
+            let read = |name: &str| fs::read_to_string(release.join(name)).ok();
+            let texts = ["app", "config/app", "config/deep/app"].map(read);
+            // One that was read while it was deleted says nothing.
+            if fs::read_link(link.join("current")).unwrap() == release.strip_prefix(&link).unwrap()
+            {
+                assert!(
+                    texts[0].is_some() && texts.iter().all(|t| *t == texts[0]),
+                    "{texts:?}"
+                );
+                seen.extend(texts[0].clone());
+            }
+        }
+        seen.len()
+    });
+    let mut last = String::new();
+    for n in 0..50 {
+        last = format!("commit {n}");
+        repository.commit(&last);
+        d.ask(OWNER, ["app", "update", "--detach"]).exits(0);
+        if n % 3 == 0 {
+            d.kill_daemon();
+            d.await_ready();
+        }
+        if n % 10 == 0 {
+            wait_for("it to be current", || (current(&d) == last).then_some(()));
+        }
+    }
+    update(&d).exits(0);
+    assert_eq!(current(&d), last);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(watcher.join().unwrap() >= 5);
+    d.ask(OWNER, ["VERIFY", "app"]).exits(0);
+    assert!(releases(&d).len() <= 4, "{:?}", releases(&d));
 }
 
 #[test]
@@ -752,4 +812,562 @@ fn a_source_that_is_too_large_is_refused_before_anything_is_written() {
     assert!(refused.errors().contains("source-max-files"), "{refused:?}");
     assert_eq!(current(&d), "one");
     assert_eq!(releases(&d).len(), 1);
+}
+
+/// Runs a few lines of Python.
+fn python(code: &str) {
+    let mut python = Command::new("python3");
+    python.args(["-c", code]);
+    finish(python).exits(0);
+}
+
+/// Makes an archive whose file `app` holds `text`.
+fn pack(at: &Path, text: &str) {
+    let dir = at.with_extension("tree");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(dir.join("config")).unwrap();
+    for name in ["app", "config/app"] {
+        fs::write(dir.join(name), text).unwrap();
+    }
+    executable(&dir.join("run"), b"#!/bin/sh\n");
+    let (dir, at) = (dir.display(), at.display());
+    python(&format!(
+        "import os, sys, tarfile, zipfile, io, subprocess\n\
+         dir, at = {dir:?}, {at:?}\n\
+         names = sorted(os.path.relpath(os.path.join(d, f), dir) for d, _, fs in os.walk(dir) for f in fs)\n\
+         new = at + '.new'\n\
+         if at.endswith('.zip'):\n\
+         \u{20} z = zipfile.ZipFile(new, 'w', zipfile.ZIP_DEFLATED)\n\
+         \u{20} [z.write(os.path.join(dir, n), n) for n in names]\n\
+         \u{20} z.close()\n\
+         else:\n\
+         \u{20} mode = 'w:gz' if at.endswith('gz') else 'w'\n\
+         \u{20} t = tarfile.open(new, mode)\n\
+         \u{20} [t.add(os.path.join(dir, n), n) for n in names]\n\
+         \u{20} t.close()\n\
+         \u{20} if at.endswith('zst'): subprocess.check_call(['zstd', '-q', '-f', '--rm', new, '-o', new + 'z']); os.rename(new + 'z', new)\n\
+         os.rename(new, at)\n"
+    ));
+}
+
+/// nginx with a directory to serve, ended when it is dropped.
+struct Nginx {
+    process: Running,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Nginx {
+    fn new(site: &Site, more: &str) -> Self {
+        let dir = site.path("shared/www");
+        fs::create_dir_all(&dir).unwrap();
+        let port = free_port();
+        let config = site.path("nginx.conf");
+        fs::write(
+            &config,
+            site.expand(&format!(
+                "daemon off; worker_processes 1; pid @D@/nginx.pid; error_log @D@/nginx.err; events {{}}\n\
+                 http {{ access_log @D@/nginx.log; client_body_temp_path @D@/nb; proxy_temp_path @D@/np;\n\
+                 fastcgi_temp_path @D@/nf; uwsgi_temp_path @D@/nu; scgi_temp_path @D@/ns;\n\
+                 server {{ listen 127.0.0.1:{port}; root @S@/www; {more} }} }}\n"
+            )),
+        )
+        .unwrap();
+        let mut nginx = Command::new("/usr/sbin/nginx");
+        nginx
+            .arg("-c")
+            .arg(&config)
+            .stdin(std::process::Stdio::null());
+        let process = Running::start(nginx);
+        wait_for("nginx", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        Self {
+            process,
+            port,
+            log: site.path("nginx.log"),
+        }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        crate::harness::kill(self.process.pid(), rustix::process::Signal::TERM);
+    }
+}
+
+#[test]
+fn an_archive_behind_http_is_followed_by_its_marks() {
+    root_only!(an_archive_behind_http_is_followed_by_its_marks);
+    for name in ["app.zip", "app.tar.gz", "app.tar", "app.tar.zst"] {
+        let site = Site::new();
+        let nginx = Nginx::new(&site, "");
+        let at = site.path("shared/www").join(name);
+        pack(&at, "one");
+        let source = format!("http://127.0.0.1:{}/{name}", nginx.port);
+        let d = follow_what(site, &source, "");
+        update(&d).exits(0);
+        assert_eq!(current(&d), "one", "{name}");
+        assert_eq!(
+            fs::metadata(d.path("deploy/current/run")).unwrap().mode() & 0o777,
+            0o755
+        );
+        let before = nginx.requests().len();
+        let same = update(&d).exits(0);
+        assert!(same.text().contains("nothing new"), "{same:?}");
+        let asked = &nginx.requests()[before..];
+        assert!(
+            asked.len() == 1 && asked[0].contains("\" 304 "),
+            "{asked:?}"
+        );
+        // Older times, another content.
+        pack(&at, "two");
+        let mut touch = Command::new("touch");
+        touch.args(["-d", "2001-01-01"]).arg(&at);
+        finish(touch).exits(0);
+        update(&d).exits(0);
+        assert_eq!(current(&d), "two", "{name}");
+        // Another time, the same content: it is fetched, and is nothing new.
+        let mut touch = Command::new("touch");
+        touch.args(["-d", "2002-01-01"]).arg(&at);
+        finish(touch).exits(0);
+        let same = update(&d).exits(0);
+        assert!(same.text().contains("nothing new"), "{same:?}");
+        assert_eq!(releases(&d).len(), 2);
+        d.ask(OWNER, ["VERIFY", "app"]).exits(0);
+    }
+}
+
+/// F1: what is no archive changes nothing.
+#[test]
+fn f1_errors_and_pages_of_a_web_server_are_no_version() {
+    root_only!(f1_errors_and_pages_of_a_web_server_are_no_version);
+    let site = Site::new();
+    let nginx = Nginx::new(
+        &site,
+        "location /moved.zip { return 302 /app.zip; } location /login.zip { return 302 /login.html; }\n\
+         location /busy.zip { return 503; } location /gone.zip { return 404; }\n",
+    );
+    let www = site.path("shared/www");
+    pack(&www.join("app.zip"), "one");
+    fs::write(www.join("login.html"), "<html>who are you?</html>").unwrap();
+    fs::write(www.join("page.zip"), "<html>an error</html>").unwrap();
+    let whole = fs::read(www.join("app.zip")).unwrap();
+    fs::write(www.join("half.zip"), &whole[..whole.len() / 2]).unwrap();
+    let base = format!("http://127.0.0.1:{}", nginx.port);
+    let d = follow_what(site, &format!("{base}/moved.zip"), "");
+    update(&d).exits(0);
+    assert_eq!(current(&d), "one");
+    for (name, how) in [
+        ("login.zip", "is no zip file"),
+        ("page.zip", "is no zip file"),
+        ("half.zip", "is no zip file"),
+        ("busy.zip", "the server answers 503"),
+        ("gone.zip", "the server answers 404"),
+    ] {
+        d.configure(&format!(
+            "[prog-app]\nsource = {base}/{name}\ndeploy-dir = @D@/deploy\nschedule-update = none\n"
+        ));
+        d.ask(OWNER, ["-r"]).exits(0);
+        let failed = update(&d).exits(1);
+        assert!(failed.errors().contains(how), "{name}: {failed:?}");
+        assert_eq!(current(&d), "one", "{name}");
+        d.ask(OWNER, ["VERIFY", "app"]).exits(0);
+    }
+    assert_eq!(releases(&d).len(), 1);
+}
+
+/// F1, F8: what is wrong with an archive is not tried every minute.
+#[test]
+fn f8_an_archive_that_cannot_be_used_is_not_fetched_again_and_again() {
+    root_only!(f8_an_archive_that_cannot_be_used_is_not_fetched_again_and_again);
+    let site = Site::new();
+    let nginx = Nginx::new(
+        &site,
+        "location /bare.zip { alias @S@/www/app.zip; etag off; add_header Last-Modified ''; }",
+    );
+    let at = site.path("shared/www/app.zip");
+    fs::write(&at, "<html>maintenance</html>").unwrap();
+    let base = format!("http://127.0.0.1:{}", nginx.port);
+    let d = follow_what(site, &format!("{base}/app.zip"), "");
+    let refused = update(&d).exits(1);
+    assert!(refused.errors().contains("is no zip file"), "{refused:?}");
+    let before = nginx.requests().len();
+    let again = update(&d).exits(1);
+    assert!(again.errors().contains("was refused in run 1"), "{again:?}");
+    let asked = &nginx.requests()[before..];
+    assert!(
+        asked.len() == 1 && asked[0].contains("\" 304 "),
+        "{asked:?}"
+    );
+    assert!(why(&d).contains("is no zip file"), "{}", why(&d));
+    pack(&at, "one");
+    update(&d).exits(0);
+    assert_eq!(current(&d), "one");
+    // A server that says nothing of what it has is asked for all of it, and nothing is written.
+    d.configure(&format!(
+        "[prog-app]\nsource = {base}/bare.zip\ndeploy-dir = @D@/deploy\nschedule-update = none\n"
+    ));
+    d.ask(OWNER, ["-r"]).exits(0);
+    update(&d).exits(0);
+    let same = update(&d).exits(0);
+    assert!(
+        same.text().contains("nothing new") && !same.text().contains("fetch"),
+        "{same:?}"
+    );
+}
+
+/// F2, F3, F5: an archive that wants out, or too much, is refused as a whole.
+#[test]
+fn f2_hostile_archives_are_refused_whole() {
+    root_only!(f2_hostile_archives_are_refused_whole);
+    let site = Site::new();
+    let at = site.path("shared/app.tar");
+    pack(&at, "one");
+    let d = follow_what(
+        site,
+        "@S@/app.tar",
+        "source-max-size = 1M\nsource-max-files = 50",
+    );
+    update(&d).exits(0);
+    let tar = |code: &str| {
+        let at = at.display();
+        python(&format!(
+            "import tarfile, io, os\n\
+             t = tarfile.open({at:?} + '.new', 'w')\n\
+             def f(name, data=b'x', **k):\n\
+             \u{20} i = tarfile.TarInfo(name); i.size = len(data); i.mode = 0o644\n\
+             \u{20} for n, v in k.items(): setattr(i, n, v)\n\
+             \u{20} t.addfile(i, io.BytesIO(data))\n\
+             f('app', b'evil')\n{code}\nt.close(); os.rename({at:?} + '.new', {at:?})\n"
+        ));
+    };
+    let outside = d.path("deploy/evil");
+    for (code, how) in [
+        ("f('../evil')", "leads out"),
+        ("f('../../evil')", "leads out"),
+        ("f('/evil')", "leads out"),
+        ("f('a/../../evil')", "leads out"),
+        (
+            "f('l', b'', type=tarfile.SYMTYPE, linkname='/etc')",
+            "neither a file nor",
+        ),
+        (
+            "f('l', b'', type=tarfile.LNKTYPE, linkname='app')",
+            "neither a file nor",
+        ),
+        (
+            "f('d', b'', type=tarfile.CHRTYPE, devmajor=1, devminor=3)",
+            "neither a file nor",
+        ),
+        ("f('p', b'', type=tarfile.FIFOTYPE)", "neither a file nor"),
+        ("f('.git/config')", "nothing of git"),
+        ("f('x/.GIT/hooks/a')", "nothing of git"),
+        ("f('app')", "twice"),
+        ("f('APP')", "two spellings"),
+        ("f('a/' * 80 + 'b')", "too deep"),
+        ("[f('f%d' % n) for n in range(60)]", "source-max-files"),
+        (
+            "f('large', b'x' * 900000)\nf('more', b'x' * 200000)",
+            "source-max-size",
+        ),
+    ] {
+        tar(code);
+        let refused = update(&d).exits(1);
+        assert!(refused.errors().contains(how), "{code}: {refused:?}");
+        assert_eq!(current(&d), "one", "{code}");
+        assert!(!outside.exists() && !d.path("evil").exists(), "{code}");
+        assert_eq!(releases(&d).len(), 1, "{code}");
+    }
+    // A set-uid bit is taken off, and so is what everybody could write.
+    tar("f('suid', mode=0o6777)");
+    update(&d).exits(0);
+    let mode = fs::metadata(d.path("deploy/current/suid")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+    // A bomb: small on the way, and large when it is unpacked.
+    let zip = at.with_extension("zip");
+    python(&format!(
+        "import zipfile\nz = zipfile.ZipFile({:?}, 'w', zipfile.ZIP_DEFLATED)\n\
+         z.writestr('zeros', b'\\0' * 50_000_000)\nz.close()\n",
+        zip.display()
+    ));
+    d.configure(
+        "[prog-app]\nsource = @S@/app.zip\ndeploy-dir = @D@/deploy\nsource-max-size = 1M\n",
+    );
+    d.ask(OWNER, ["-r"]).exits(0);
+    let refused = update(&d).exits(1);
+    assert!(refused.errors().contains("source-max-size"), "{refused:?}");
+    assert_eq!(
+        current(&d),
+        "evil",
+        "the one before that, which was harmless"
+    );
+}
+
+#[test]
+fn an_archive_has_to_be_what_its_digest_says() {
+    root_only!(an_archive_has_to_be_what_its_digest_says);
+    let site = Site::new();
+    let at = site.path("shared/app.zip");
+    pack(&at, "one");
+    let beside = at.with_extension("zip.sha256");
+    let sum = |at: &Path| {
+        let mut sum = Command::new("sha256sum");
+        sum.arg(at);
+        finish(sum).exits(0).text()
+    };
+    fs::write(&beside, sum(&at)).unwrap();
+    let d = follow_what(site, "@S@/app.zip", "source-digest = beside");
+    update(&d).exits(0);
+    pack(&at, "two");
+    let refused = update(&d).exits(1);
+    assert!(
+        refused.errors().contains("is not what it has to be"),
+        "{refused:?}"
+    );
+    assert_eq!(current(&d), "one");
+    fs::write(&beside, sum(&at)).unwrap();
+    update(&d).exits(0);
+    assert_eq!(current(&d), "two");
+}
+
+/// F9: what stands in an address, or in a file, reaches nobody but the server.
+#[test]
+fn f9_secrets_reach_the_server_and_nobody_else() {
+    root_only!(f9_secrets_reach_the_server_and_nobody_else);
+    let site = Site::new();
+    let nginx = Nginx::new(
+        &site,
+        "location / { if ($http_authorization != \"Basic Ym90OnMzY3IzdA==\") { return 401; } }",
+    );
+    pack(&site.path("shared/www/app.zip"), "one");
+    let source = format!("http://bot:s3cr3t@127.0.0.1:{}/app.zip", nginx.port);
+    let d = follow_what(site, &source, "");
+    hook(
+        &d,
+        "post/look",
+        "env >> @S@/trace; cat /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n' >> @S@/trace; ls -l /proc/$$/fd /proc/$PPID/fd >> @S@/trace",
+    );
+    let done = update(&d).exits(0);
+    assert_eq!(current(&d), "one");
+    let history = d.ask(OWNER, ["HISTORY", "--json"]).text();
+    let kept = fs::read_to_string(d.path("deploy/.deployer/state.json")).unwrap();
+    let why = why(&d);
+    for (what, text) in [
+        ("output", done.text()),
+        ("history", history),
+        ("state", kept),
+        ("daemon's log", d.log()),
+        ("why", why),
+        ("hook", d.trace().join("\n")),
+    ] {
+        assert!(
+            !text.contains("s3cr3t") && !text.contains("Ym90"),
+            "{what}: {text}"
+        );
+    }
+    d.configure(&format!(
+        "[prog-app]\nsource = http://127.0.0.1:{}/app.zip\ndeploy-dir = @D@/deploy\nsource-token-file = @S@/token\n",
+        nginx.port
+    ));
+    fs::write(d.path("shared/token"), "bot:wrong\n").unwrap();
+    d.ask(OWNER, ["-r"]).exits(0);
+    let refused = update(&d).exits(1);
+    assert!(refused.errors().contains("401"), "{refused:?}");
+    fs::write(d.path("shared/token"), "bot:s3cr3t\n").unwrap();
+    update(&d).exits(0);
+}
+
+/// A server that answers each request with the next of these, the last one again and again.
+fn serve(answers: Vec<Vec<u8>>) -> u16 {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut answers = answers.into_iter().peekable();
+        let mut answer = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let _ = lines.map_while(Result::ok).find(String::is_empty);
+            answer = answers.next().unwrap_or(answer);
+            let _ = stream.write_all(&answer);
+        }
+    });
+    port
+}
+
+/// F1: a body that breaks off is fetched again, and is no version if it always does.
+#[test]
+fn f1_short_bodies_and_passing_errors_are_tried_again() {
+    root_only!(f1_short_bodies_and_passing_errors_are_tried_again);
+    let site = Site::new();
+    let at = site.path("shared/app.zip");
+    pack(&at, "one");
+    let zip = fs::read(&at).unwrap();
+    let whole = |length: usize| {
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        [head.as_bytes(), &zip].concat()
+    };
+    let busy = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec();
+    let port = serve(vec![
+        busy.clone(),
+        whole(zip.len()),
+        whole(zip.len() + 9),
+        busy,
+        whole(zip.len()),
+    ]);
+    let d = follow_what(site, &format!("http://127.0.0.1:{port}/app.zip"), "");
+    update(&d).exits(0);
+    assert_eq!(current(&d), "one");
+    let short = serve(vec![whole(zip.len() + 9)]);
+    d.configure(&format!(
+        "[prog-app]\nsource = http://127.0.0.1:{short}/app.zip\ndeploy-dir = @D@/deploy\n"
+    ));
+    d.ask(OWNER, ["-r"]).exits(0);
+    let failed = update(&d).exits(1);
+    assert!(failed.errors().contains("cannot fetch"), "{failed:?}");
+    assert_eq!(current(&d), "one");
+}
+
+/// git over ssh, with a key and a known host of its own.
+#[test]
+fn a_repository_behind_ssh_is_followed() {
+    root_only!(a_repository_behind_ssh_is_followed);
+    let site = Site::new();
+    let repository = Repository::new(&site);
+    let port = free_port();
+    let ssh = site.path("ssh");
+    fs::create_dir(&ssh).unwrap();
+    chmod(&ssh, 0o755);
+    for name in ["host", "other", "key"] {
+        let mut keygen = Command::new("ssh-keygen");
+        keygen
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(ssh.join(name));
+        finish(keygen).exits(0);
+    }
+    fs::copy(ssh.join("key.pub"), ssh.join("authorized")).unwrap();
+    // The program's user holds the key.
+    std::os::unix::fs::chown(ssh.join("key"), Some(BOT_UID), Some(BOT_GID)).unwrap();
+    let known = |name: &str| {
+        let key = fs::read_to_string(ssh.join(format!("{name}.pub"))).unwrap();
+        fs::write(ssh.join("known"), format!("[127.0.0.1]:{port} {key}")).unwrap();
+    };
+    known("host");
+    fs::write(
+        ssh.join("config"),
+        format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\n\
+             PidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\n",
+            ssh.display()
+        ),
+    )
+    .unwrap();
+    // It wants a directory in /run, and gets a /run of its own.
+    let mut sshd = Command::new("unshare");
+    sshd.args([
+        "-m",
+        "sh",
+        "-c",
+        "mount -t tmpfs none /run && mkdir -m 755 /run/sshd && exec /usr/sbin/sshd -D -E \"$0.log\" -f \"$0\"",
+    ]);
+    sshd.arg(ssh.join("config"))
+        .stdin(std::process::Stdio::null());
+    let _sshd = Running::start(sshd);
+    // Not by knocking: it keeps those out for a while who say nothing.
+    wait_for("sshd", || {
+        let log = fs::read_to_string(ssh.join("config.log")).unwrap_or_default();
+        log.contains("Server listening").then_some(())
+    });
+
+    let source = format!(
+        "git+ssh://root@127.0.0.1:{port}{}#main",
+        repository.dir.display()
+    );
+    let d = follow_what(
+        site,
+        &source,
+        "source-ssh-key = @D@/ssh/key\nsource-known-hosts = @D@/ssh/known\n",
+    );
+    update(&d).exits(0);
+    assert_eq!(current(&d), "one");
+    repository.commit("two");
+    known("other");
+    let refused = update(&d).exits(1);
+    assert!(
+        refused.errors().contains("source-known-hosts"),
+        "{refused:?}"
+    );
+    assert_eq!(current(&d), "one");
+    known("host");
+    update(&d).exits(0);
+    assert_eq!(current(&d), "two");
+    fs::write(d.path("ssh/authorized"), "").unwrap();
+    let refused = update(&d).exits(1);
+    assert!(refused.errors().contains("source-ssh-key"), "{refused:?}");
+}
+
+/// git's own server behind nginx, with and without a password.
+#[test]
+fn a_repository_behind_http_is_followed() {
+    root_only!(a_repository_behind_http_is_followed);
+    let site = Site::new();
+    let repository = Repository::new(&site);
+    fs::write(repository.dir.join(".git/git-daemon-export-ok"), "").unwrap();
+    let socket = site.path("fcgi");
+    let mut fcgi = Command::new("fcgiwrap");
+    fcgi.arg("-s").arg(format!("unix:{}", socket.display()));
+    fcgi.stdin(std::process::Stdio::null());
+    let _fcgi = Running::start(fcgi);
+    wait_for("fcgiwrap", || {
+        socket.exists().then(|| chmod(&socket, 0o666))
+    });
+    let cgi = "fastcgi_pass unix:@D@/fcgi; fastcgi_param SCRIPT_FILENAME /usr/lib/git-core/git-http-backend;\n\
+               fastcgi_param GIT_PROJECT_ROOT @S@; fastcgi_param QUERY_STRING $query_string;\n\
+               fastcgi_param REQUEST_METHOD $request_method; fastcgi_param CONTENT_TYPE $content_type;\n\
+               fastcgi_param CONTENT_LENGTH $content_length; fastcgi_param REMOTE_USER $remote_user;\n\
+               fastcgi_param GIT_CONFIG_COUNT 1; fastcgi_param GIT_CONFIG_KEY_0 safe.directory; fastcgi_param GIT_CONFIG_VALUE_0 *;\n\
+               fastcgi_param GIT_PROTOCOL $http_git_protocol;";
+    let nginx = Nginx::new(
+        &site,
+        &format!(
+            "location ~ ^/git(/.*)$ {{ {cgi} fastcgi_param PATH_INFO $1; }}\n\
+             location ~ ^/private(/.*)$ {{ if ($http_authorization != \"Basic Ym90OnMzY3IzdA==\") {{ return 401; }} {cgi} fastcgi_param PATH_INFO $1; }}\n"
+        ),
+    );
+    let base = format!("127.0.0.1:{}", nginx.port);
+    let d = follow_what(site, &format!("git+http://{base}/git/origin.git#main"), "");
+    update(&d).exits(0);
+    assert_eq!(current(&d), "one");
+    repository.commit("two");
+    let configure = |source: &str| {
+        d.configure(&format!(
+            "[prog-app]\nsource = {source}\ndeploy-dir = @D@/deploy\nschedule-update = none\n"
+        ));
+        d.ask(OWNER, ["-r"]).exits(0);
+    };
+    configure(&format!("http://{base}/private/origin.git/config#main"));
+    let refused = update(&d).exits(1);
+    assert!(
+        refused.errors().contains("source-token-file"),
+        "{refused:?}"
+    );
+    configure(&format!(
+        "http://bot:s3cr3t@{base}/private/origin.git/config#main"
+    ));
+    let done = update(&d).exits(0);
+    assert_eq!(current(&d), "two");
+    assert!(!done.text().contains("s3cr3t") && !d.log().contains("s3cr3t"));
+    // No news: one question.
+    let before = nginx.requests().len();
+    update(&d).exits(0);
+    let asked = nginx.requests().len() - before;
+    assert!(asked <= 2, "{:?}", &nginx.requests()[before..]);
 }

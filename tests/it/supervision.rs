@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use serde_json::Value;
 
 use crate::harness::{
-    ALICE, BOT_UID, CAROL, Daemon, OWNER, Running, Site, User, as_user, root, wait_for,
+    ALICE, BOT_UID, CAROL, Daemon, OWNER, Running, Site, User, as_user, free_port, root, wait_for,
 };
 
 /// What `LIST --json` says of a program.
@@ -427,12 +427,6 @@ fn a_stop_that_comes_in_the_middle_of_a_start_counts() {
         assert_eq!(status(&d, "app"), "stopped");
         assert!(d.others().is_empty(), "{:?}", d.others());
     }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 #[test]
