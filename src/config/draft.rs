@@ -10,7 +10,7 @@ use super::inputs;
 use super::keys::Key;
 use super::model::{
     AfterUpdate, Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, LogTo, Pause, Program,
-    Ready, RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser, Schedule, Source,
+    Ready, RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser, S3, Schedule, Source,
     Switch,
 };
 use super::people::{Names, groups, run_group, run_user, users};
@@ -112,6 +112,10 @@ fn default_source() -> Source {
         ssh_key: None,
         known_hosts: None,
         token_file: None,
+        s3: S3 {
+            region: "us-east-1".to_owned(),
+            ..S3::default()
+        },
         digest: None,
         max_size: 4 << 30,
         max_files: 1_000_000,
@@ -363,6 +367,11 @@ impl Reader<'_> {
             Key::SshKey => draft.source.ssh_key = self.value(entry, values::path(v)),
             Key::KnownHosts => draft.source.known_hosts = self.value(entry, values::path(v)),
             Key::TokenFile => draft.source.token_file = self.value(entry, values::path(v)),
+            Key::S3Endpoint => draft.source.s3.endpoint = self.value(entry, values::web_address(v)),
+            Key::S3Region => draft.source.s3.region = v.to_owned(),
+            Key::S3Credentials => draft.source.s3.credentials = self.value(entry, values::path(v)),
+            Key::AwsAccessKey => draft.source.s3.access_key = Some(v.to_owned()),
+            Key::AwsSecretKey => draft.source.s3.secret_key = Some(v.to_owned()),
             Key::Digest => draft.source.digest = self.value(entry, values::digest(v)),
             Key::MaxSize => self.set(entry, values::size(v), &mut draft.source.max_size),
             Key::MaxFiles => {

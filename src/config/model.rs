@@ -344,6 +344,8 @@ pub struct Source {
     pub known_hosts: Option<PathBuf>,
     /// `source-token-file`.
     pub token_file: Option<PathBuf>,
+    /// `s3-…` and `aws-…`.
+    pub s3: S3,
     /// `source-digest`: what an archive has to be.
     pub digest: Option<Digest>,
     /// `source-max-size`: in bytes.
@@ -352,6 +354,27 @@ pub struct Source {
     pub max_files: u64,
     /// `after-update`.
     pub after: AfterUpdate,
+}
+
+/// How a source in S3 is reached.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct S3 {
+    /// `s3-endpoint`: a server of one's own.
+    pub endpoint: Option<String>,
+    /// `s3-region`.
+    pub region: String,
+    /// `s3-credentials`: a file.
+    pub credentials: Option<PathBuf>,
+    /// `aws-access-key`.
+    pub access_key: Option<String>,
+    /// `aws-secret-key`.
+    pub secret_key: Option<String>,
+}
+
+impl std::fmt::Debug for S3 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "S3({:?}, {}, …)", self.endpoint, self.region)
+    }
 }
 
 /// How it is known that an archive is the right one (`source-digest`).

@@ -30,6 +30,17 @@ pub enum Remote {
         /// The directory in it that is meant; none is all of it.
         path: Option<String>,
     },
+    /// An archive in S3.
+    S3 {
+        /// Where.
+        bucket: String,
+        /// The object.
+        key: String,
+        /// How it is packed.
+        kind: Kind,
+        /// The directory in it that is meant; none is all of it.
+        path: Option<String>,
+    },
 }
 
 /// How an archive is packed.
@@ -58,6 +69,7 @@ impl Remote {
     pub fn login(&self) -> Option<&Login> {
         match self {
             Self::Git { login, .. } | Self::Archive { login, .. } => login.as_ref(),
+            Self::S3 { .. } => None,
         }
     }
 }
@@ -80,16 +92,27 @@ impl fmt::Debug for Login {
 /// As people may read it: without secrets.
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (url, path, reference) = match self {
+        let (path, reference) = match self {
             Self::Git {
                 url,
                 path,
                 reference,
                 ..
-            } => (url, path, reference.as_ref()),
-            Self::Archive { url, path, .. } => (url, path, None),
+            } => {
+                f.write_str(url)?;
+                (path, reference.as_ref())
+            }
+            Self::Archive { url, path, .. } => {
+                f.write_str(url)?;
+                (path, None)
+            }
+            Self::S3 {
+                bucket, key, path, ..
+            } => {
+                write!(f, "s3://{bucket}/{key}")?;
+                (path, None)
+            }
         };
-        f.write_str(url)?;
         if let Some(path) = path {
             write!(f, "/{path}")?;
         }
@@ -133,7 +156,7 @@ pub fn parse(text: &str) -> Result<Remote, String> {
 
 /// `…/app.zip` is an archive, and `…/app.zip/config` a directory in it.
 fn archive(text: &str) -> Result<Option<Remote>, String> {
-    let ways = ["http://", "https://", "file:///", "/"];
+    let ways = ["http://", "https://", "s3://", "file:///", "/"];
     if !ways.iter().any(|way| text.starts_with(way)) {
         return Ok(None);
     }
@@ -146,9 +169,25 @@ fn archive(text: &str) -> Result<Option<Remote>, String> {
     });
     // `.tar.gz` ends later than `.tar`.
     let Some((end, kind)) = ends.max_by_key(|(end, _)| *end) else {
-        return Ok(None);
+        return match text.starts_with("s3://") {
+            true => Err("is no archive: it has to end in .zip, .tar, .tar.gz or .tar.zst".into()),
+            false => Ok(None),
+        };
     };
     let (place, path) = (&text[..end], inner_path(&text[end..])?);
+    if let Some(object) = place.strip_prefix("s3://") {
+        let (bucket, key) = object
+            .split_once('/')
+            .ok_or("names no object of its bucket")?;
+        checked_host(bucket)?;
+        let (bucket, key) = (bucket.to_owned(), key.trim_start_matches('/').to_owned());
+        return Ok(Some(Remote::S3 {
+            bucket,
+            key,
+            kind,
+            path,
+        }));
+    }
     if place.contains(".git/") || place.contains('#') {
         return Ok(None);
     }

@@ -104,6 +104,22 @@ pub(super) fn schedule(value: &str) -> Result<Option<Schedule>, Bad> {
         })
 }
 
+/// The address of a web server.
+pub(super) fn web_address(value: &str) -> Result<String, Bad> {
+    let host = value
+        .strip_prefix("https://")
+        .or(value.strip_prefix("http://"));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]/".contains(c);
+    if host.is_some_and(|host| !host.is_empty() && host.chars().all(plain)) {
+        return Ok(value.to_owned());
+    }
+    let help = "write for example `https://s3.example.org`";
+    Err(Bad::new(
+        format!("{} is no web address", quote(value)),
+        help,
+    ))
+}
+
 /// What an archive has to be.
 pub(super) fn digest(value: &str) -> Result<Digest, Bad> {
     if value == "beside" {

@@ -13,6 +13,7 @@ use ureq::http::{Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
+use super::s3::Keys;
 use super::update::not_cancelled;
 use super::{Failure, Outcome};
 use crate::config::model::Digest;
@@ -59,12 +60,13 @@ pub enum Look {
 }
 
 /// What lies at an address.
-#[derive(Debug)]
 pub struct Archive<'a> {
     /// The address.
-    pub url: &'a str,
+    pub url: String,
     /// What to log in with.
     pub login: Option<&'a Login>,
+    /// What requests are signed with, and for which region.
+    pub keys: Option<(Keys, &'a str)>,
     /// What it has to be.
     pub digest: Option<&'a Digest>,
     /// The most bytes that may come.
@@ -81,7 +83,7 @@ impl Archive<'_> {
                 false => Look::Other,
             });
         }
-        let response = self.get(self.url, known)?;
+        let response = self.get(&self.url, known)?;
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(Look::Same);
         }
@@ -142,7 +144,7 @@ impl Archive<'_> {
         let mut pause = PAUSE;
         for attempt in 1.. {
             not_cancelled()?;
-            let response = self.get(self.url, None)?;
+            let response = self.get(&self.url, None)?;
             let marks = marks_of(&response);
             match self.save(response.into_body().into_reader(), to) {
                 Ok(digest) => return Ok((digest, marks)),
@@ -224,6 +226,11 @@ impl Archive<'_> {
                 let engine = &base64::engine::general_purpose::STANDARD;
                 let login = base64::Engine::encode(engine, plain);
                 request = request.header("Authorization", format!("Basic {login}"));
+            }
+            if let Some((keys, region)) = &self.keys {
+                for (name, value) in keys.headers(url, region) {
+                    request = request.header(name, value);
+                }
             }
             if let Some(Marks { etag, modified }) = known {
                 if let Some(etag) = etag {

@@ -8,7 +8,7 @@
 //! worker   takes the job, and does what it says
 //!  ├ update   the steps of an update, and of a rollback; the journal makes each crash harmless
 //!  ├ report   what people ask: releases, why, verify
-//!  ├ git, http, archive   where code comes from, and how it is unpacked
+//!  ├ git, http, s3, archive   where code comes from, and how it is unpacked
 //!  ├ hooks    the scripts that may refuse it
 //!  ├ release  the directory: releases, current, shared files, what is deleted
 //!  └ state    what is remembered from one update to the next
@@ -20,6 +20,7 @@ mod hooks;
 mod http;
 mod release;
 mod report;
+mod s3;
 mod state;
 mod update;
 pub mod worker;

@@ -12,6 +12,7 @@ use super::git::{Git, Tip};
 use super::hooks::{self, Answer};
 use super::http::{Archive, Look};
 use super::release::{Lock, Manifest, Place, previous_good, short};
+use super::s3;
 use super::state::{Deferred, Journal, Phase, Pin, Refused, Seen, State, now};
 use super::{DEFERRED, Failure, Job, Outcome, Verdict};
 use crate::config::model::Source;
@@ -118,26 +119,52 @@ impl<'a> Worker<'a> {
                 url, kind, path, ..
             } => {
                 let archive = Archive {
-                    url,
+                    url: url.clone(),
                     login: self.login.as_ref(),
+                    keys: None,
                     digest: source.digest.as_ref(),
                     max_size: source.max_size,
                 };
-                let remote = source.remote.to_string();
-                let seen = state.seen.as_ref().filter(|seen| seen.remote == remote);
-                let revision = match archive.look(seen.map(|seen| &seen.marks))? {
-                    Look::Same => seen.map(|seen| seen.revision.clone()),
-                    Look::Is(digest) => Some(digest),
-                    Look::Other => None,
+                self.look(archive, *kind, path.as_deref(), state)
+            }
+            Remote::S3 {
+                bucket,
+                key,
+                kind,
+                path,
+            } => {
+                let archive = Archive {
+                    url: s3::url(bucket, key, &source.s3),
+                    login: None,
+                    keys: s3::keys(source)?.map(|keys| (keys, &*source.s3.region)),
+                    digest: source.digest.as_ref(),
+                    max_size: source.max_size,
                 };
-                Ok(Found::Archive {
-                    archive,
-                    kind: *kind,
-                    path: path.as_deref(),
-                    revision,
-                })
+                self.look(archive, *kind, path.as_deref(), state)
             }
         }
+    }
+
+    fn look<'s>(
+        &self,
+        archive: Archive<'s>,
+        kind: Kind,
+        path: Option<&'s str>,
+        state: &State,
+    ) -> Outcome<Found<'s>> {
+        let remote = self.source.remote.to_string();
+        let seen = state.seen.as_ref().filter(|seen| seen.remote == remote);
+        let revision = match archive.look(seen.map(|seen| &seen.marks))? {
+            Look::Same => seen.map(|seen| seen.revision.clone()),
+            Look::Is(digest) => Some(digest),
+            Look::Other => None,
+        };
+        Ok(Found::Archive {
+            archive,
+            kind,
+            path,
+            revision,
+        })
     }
 
     /// What the remote calls its tip, and whether an update would do something about it.

@@ -1371,3 +1371,70 @@ fn a_repository_behind_http_is_followed() {
     let asked = nginx.requests().len() - before;
     assert!(asked <= 2, "{:?}", &nginx.requests()[before..]);
 }
+
+/// A bucket that wants signatures, with each place that keys may come from.
+#[test]
+fn an_archive_in_s3_is_followed() {
+    root_only!(an_archive_in_s3_is_followed);
+    let site = Site::new();
+    let served = site.path("shared/s3/bucket/team/app.zip");
+    fs::create_dir_all(served.parent().unwrap()).unwrap();
+    let port = free_port();
+    let mut server = Command::new("python3");
+    server
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/s3.py"))
+        .arg(port.to_string())
+        .arg(site.path("shared/s3"))
+        .args(["AKIDEXAMPLE", "s3cr3t/key+"])
+        .stdin(std::process::Stdio::null());
+    let _server = Running::start(server);
+    wait_for("the server", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    fs::write(
+        site.path("shared/account-key"),
+        "accessKey=AKIDEXAMPLE\nsecretKey=s3cr3t/key+\n",
+    )
+    .unwrap();
+    fs::write(
+        site.path("shared/wrong"),
+        "[default]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = other\n",
+    )
+    .unwrap();
+    let endpoint = format!("s3-endpoint = http://127.0.0.1:{port}\n");
+    let given =
+        "aws-access-key = AKIDEXAMPLE\naws-secret-key = s3cr3t/key+\ns3-region = eu-west-1\n";
+    let d = follow_what(site, "s3://bucket/none.zip", &format!("{endpoint}{given}"));
+    let failed = update(&d).exits(1);
+    assert!(
+        failed.errors().contains("the server answers 404"),
+        "{failed:?}"
+    );
+    let configure = |more: &str| {
+        d.configure(&format!(
+            "[prog-app]\nsource = s3://bucket/team/app.zip\ndeploy-dir = @D@/deploy\n\
+             schedule-update = none\n{endpoint}{more}"
+        ));
+        d.ask(OWNER, ["-r"]).exits(0);
+    };
+    let role = format!("env-AWS_EC2_METADATA_SERVICE_ENDPOINT = http://127.0.0.1:{port}\n");
+    for (n, keys) in [given, "s3-credentials = @S@/account-key\n", &role]
+        .into_iter()
+        .enumerate()
+    {
+        configure(keys);
+        let text = format!("version {n}");
+        pack(&served, &text);
+        update(&d).exits(0);
+        assert_eq!(current(&d), text);
+        let same = update(&d).exits(0);
+        assert!(same.text().contains("nothing new"), "{same:?}");
+    }
+    configure("s3-credentials = @S@/wrong\n");
+    let refused = update(&d).exits(1);
+    assert!(
+        refused.errors().contains("the server answers 403"),
+        "{refused:?}"
+    );
+    assert!(!d.log().contains("s3cr3t"));
+}
