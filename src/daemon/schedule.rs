@@ -190,13 +190,9 @@ impl Scheduler {
         tokio::spawn(async move {
             let _permit = at_a_time.acquire_owned().await;
             let in_force = front.in_force.borrow().clone();
-            let asked = tokio::task::spawn_blocking(move || {
-                let answer = question.ask(&in_force, &common);
-                (question.program, answer)
-            });
-            let Ok((program, answer)) = asked.await else {
-                return;
-            };
+            let program = question.program.clone();
+            let asked = tokio::task::spawn_blocking(move || question.ask(&in_force, &common));
+            let answer = asked.await.unwrap_or_else(|e| Err(e.to_string()));
             let verdict = answer.and_then(|answer| match answer.status {
                 0 => serde_json::from_str::<Verdict>(&answer.out)
                     .map_err(|e| format!("the worker answered nonsense: {e}")),
