@@ -50,7 +50,7 @@ pub enum Command {
         /// The run, or a supervised program.
         what: String,
     },
-    /// `RELEASES`, `WHY`, `VERIFY`
+    /// `RELEASES`, `WHY`, `VERIFY`, `PLAN`
     Code {
         /// The program.
         program: String,
@@ -348,6 +348,12 @@ enum Verb {
         /// The program
         program: String,
     },
+    /// Say what an update would bring: commits, files, hooks
+    #[command(name = "PLAN", alias = "plan")]
+    Plan {
+        /// The program
+        program: String,
+    },
     /// Check that the current code is as it was released
     #[command(name = "VERIFY", alias = "verify")]
     Verify {
@@ -543,6 +549,11 @@ where
             Some(Verb::Why { program }) => Command::Code {
                 program,
                 about: CodeQuestion::Why,
+                json: false,
+            },
+            Some(Verb::Plan { program }) => Command::Code {
+                program,
+                about: CodeQuestion::Plan,
                 json: false,
             },
             Some(Verb::Verify { program }) => Command::Code {

@@ -357,6 +357,7 @@ impl Front {
         let what = match about {
             CodeQuestion::Releases => What::Releases { json },
             CodeQuestion::Verify => What::Verify,
+            CodeQuestion::Plan => What::Plan,
             CodeQuestion::Why => {
                 let seen = self.lookout.seen(&name);
                 What::Why(Facts {

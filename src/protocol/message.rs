@@ -98,6 +98,8 @@ pub enum CodeQuestion {
     Why,
     /// Whether what is current is as it was released.
     Verify,
+    /// What an update would bring.
+    Plan,
 }
 
 /// See [`Request::Run`].

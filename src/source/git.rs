@@ -20,6 +20,8 @@ use crate::config::remote::{GIT_PROTOCOLS, Login};
 const QUESTION: Duration = Duration::from_secs(60);
 /// How long fetching may take.
 const FETCH: Duration = Duration::from_secs(3600);
+/// How many commits are listed at most.
+const LOG: u32 = 50;
 /// What git says is shown up to this length, in bytes.
 const SAID: usize = 4096;
 
@@ -127,6 +129,29 @@ impl Git<'_> {
             "{} has moved on while {} was fetched; the next update takes what is there then",
             self.url, tip.commit
         )))
+    }
+
+    /// The commits between two, the newest first, a line each; as far back as is sensible.
+    pub fn log(&self, from: &str, to: &Tip) -> Outcome<Vec<String>> {
+        let mut deepen = self.local();
+        let what = to.name.as_deref().unwrap_or(&to.commit);
+        deepen.args(["fetch", "--quiet", &format!("--depth={LOG}"), "--no-tags"]);
+        deepen.args([
+            "--no-recurse-submodules",
+            "--no-write-fetch-head",
+            "--",
+            self.url,
+            what,
+        ]);
+        self.run(deepen, FETCH, "fetch from")?;
+        if !self.has(from) {
+            return Ok(Vec::new());
+        }
+        let mut log = self.local();
+        log.args(["log", "--format=%h %an: %s", &format!("--max-count={LOG}")]);
+        log.arg(format!("{from}..{}", to.commit));
+        let said = self.run(log, QUESTION, "list the commits of")?;
+        Ok(said.lines().map(str::to_owned).collect())
     }
 
     fn has(&self, commit: &str) -> bool {

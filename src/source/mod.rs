@@ -88,6 +88,8 @@ pub enum What {
     Why(Facts),
     /// Say whether what is current is still as it was released.
     Verify,
+    /// Say what an update would bring.
+    Plan,
 }
 
 /// What the daemon knows and the directory does not.

@@ -4,6 +4,7 @@
 //! commit a journal says what is going on: whoever finds one (the next update, or the next start
 //! of the daemon) finishes or undoes it first.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use super::archive::{self, Limits};
 use super::git::{Git, Tip};
 use super::hooks::{self, Answer};
 use super::http::{Archive, Look};
-use super::release::{Lock, Manifest, Place, previous_good, short};
+use super::release::{Entry, Lock, Manifest, Place, previous_good, short};
 use super::s3;
 use super::state::{Deferred, Journal, Phase, Pin, Refused, Seen, State, now};
 use super::{DEFERRED, Failure, Job, Outcome, Verdict};
@@ -393,18 +394,7 @@ impl<'a> Worker<'a> {
         };
         not_cancelled()?;
         let unpacked = step("unpack", || {
-            match found {
-                Found::Git(git, tip) => git.export(&tip.commit, &tree)?,
-                Found::Archive { kind, path, .. } => {
-                    let limits = Limits {
-                        bytes: self.source.max_size,
-                        entries: self.source.max_files,
-                    };
-                    let file = tree.with_extension("archive");
-                    archive::unpack(&file, *kind, *path, &tree, limits)?;
-                    let _ = std::fs::remove_file(file);
-                }
-            }
+            self.unpack(found, &tree)?;
             let manifest = Manifest {
                 id: short(&revision),
                 revision: revision.clone(),
@@ -422,6 +412,23 @@ impl<'a> Worker<'a> {
             Ok((manifest, said))
         });
         self.judge(state, &revision, unpacked)
+    }
+
+    /// Makes the tree of what was fetched.
+    fn unpack(&self, found: &Found<'_>, tree: &Path) -> Outcome<()> {
+        match found {
+            Found::Git(git, tip) => git.export(&tip.commit, tree),
+            Found::Archive { kind, path, .. } => {
+                let limits = Limits {
+                    bytes: self.source.max_size,
+                    entries: self.source.max_files,
+                };
+                let file = tree.with_extension("archive");
+                archive::unpack(&file, *kind, *path, tree, limits)?;
+                let _ = std::fs::remove_file(file);
+                Ok(())
+            }
+        }
     }
 
     /// What is wrong with a revision itself is not tried again.
@@ -593,6 +600,83 @@ impl<'a> Worker<'a> {
         journal.phase = Phase::Undoing;
         self.place.note(&journal)?;
         self.undo(&mut state, &journal)
+    }
+
+    /// What an update would bring. Nothing that is used changes.
+    pub fn plan(&self) -> Outcome<i32> {
+        let _lock = self.place.open()?;
+        let state = self.place.state()?;
+        let found = self.tip(&state)?;
+        let current = match self.place.linked(&state)? {
+            Some(id) => self.place.manifest(&id)?,
+            None => None,
+        };
+        let tree = self.place.staging()?;
+        let brought = || {
+            let revision = match &found {
+                Found::Git(git, tip) => {
+                    git.fetch(tip)?;
+                    tip.commit.clone()
+                }
+                Found::Archive { archive, .. } => {
+                    let (revision, _) = archive.fetch(&tree.with_extension("archive"))?;
+                    archive.verify(&revision)?;
+                    revision
+                }
+            };
+            self.unpack(&found, &tree)?;
+            Ok((revision, self.place.scan(&tree)?))
+        };
+        let brought = brought();
+        self.place.clear_staging();
+        let (revision, entries) = brought?;
+        let now = current.as_ref().map_or("nothing", |m| &m.id);
+        tell(&format!(
+            "{} has {}; {now} is current",
+            self.source.remote,
+            short(&revision)
+        ));
+        if let Some(pin) = &state.pin {
+            tell(&format!(
+                "{} is pinned by {}: no update comes",
+                pin.release, pin.by
+            ));
+        }
+        if let Some(refused) = self.refused(&state, &revision) {
+            tell(&format!(
+                "it was refused in run {}: {}",
+                refused.run, refused.reason
+            ));
+        }
+        if let (Found::Git(git, tip), Some(current)) = (&found, &current) {
+            for commit in git.log(&current.revision, tip)? {
+                tell(&format!("  commit  {commit}"));
+            }
+        }
+        let before = current.map(|m| m.entries).unwrap_or_default();
+        let files = entries.iter().filter(|(_, e)| **e != Entry::Directory);
+        for (path, entry) in files {
+            match before.get(path) {
+                None => tell(&format!("  new     {path}")),
+                Some(was) if was != entry => tell(&format!("  changed {path}")),
+                Some(_) => {}
+            }
+        }
+        for (path, was) in &before {
+            if *was != Entry::Directory && !entries.contains_key(path) {
+                tell(&format!("  gone    {path}"));
+            }
+        }
+        for (phase, dir) in [
+            ("pre", &self.source.pre_hooks),
+            ("post", &self.source.post_hooks),
+        ] {
+            let Some(dir) = dir else { continue };
+            for hook in hooks::list(dir)? {
+                tell(&format!("  {phase:<7} {}", hook.display()));
+            }
+        }
+        Ok(0)
     }
 
     /// Makes an earlier release current.

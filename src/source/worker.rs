@@ -65,5 +65,6 @@ fn work(job: &Job) -> Outcome<i32> {
         What::Releases { json } => report::releases(&worker, *json),
         What::Why(facts) => report::why(&worker, facts),
         What::Verify => report::verify(&worker),
+        What::Plan => worker.plan(),
     }
 }

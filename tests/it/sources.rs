@@ -395,6 +395,40 @@ fn a_rollback_stays_until_there_is_something_newer() {
 }
 
 #[test]
+fn a_plan_says_what_an_update_would_bring() {
+    let (d, repository) = follow("#main", "");
+    update(&d).exits(0);
+    hook(&d, "pre/10-look", "exit 1");
+    repository.git(&["rm", "-q", "run"]);
+    fs::write(repository.dir.join("added"), "").unwrap();
+    repository.commit("the second");
+    fs::remove_file(repository.dir.join("run")).unwrap();
+    repository.git(&["commit", "-qam", "the third"]);
+    let before = releases(&d);
+    let plan = d.ask(OWNER, ["PLAN", "app"]).exits(0).text();
+    for part in [
+        "commit ",
+        "x: the second",
+        "x: the third",
+        "new     added",
+        "changed config/app",
+        "gone    run",
+        "pre     ",
+        "10-look",
+    ] {
+        assert!(plan.contains(part), "{part}: {plan}");
+    }
+    assert!(!plan.contains("config/link"), "{plan}");
+    assert_eq!((current(&d), releases(&d)), ("one".to_owned(), before));
+    fs::remove_file(d.path("pre/10-look")).unwrap();
+    update(&d).exits(0);
+    assert_eq!(current(&d), "the second");
+    // Nothing new: nothing to tell.
+    let plan = d.ask(OWNER, ["PLAN", "app"]).exits(0).text();
+    assert_eq!(plan.lines().count(), 1, "{plan}");
+}
+
+#[test]
 fn a_pinned_release_stays() {
     let (d, repository) = follow("#main", "");
     update(&d).exits(0);
