@@ -1,8 +1,6 @@
 //! `RELEASES`, `WHY`, `VERIFY`, `FREEZE`, `THAW`: about a program's code, and whether it moves.
 
-use std::io::{self, Write};
-
-use super::{Connection, Exit, Problem, say, socket_path};
+use super::{Connection, Exit, Problem, socket_path};
 use crate::cli::Target;
 use crate::config;
 use crate::protocol::message::{CodeQuestion, Reply, Request};
@@ -52,15 +50,7 @@ pub fn ask(target: &Target, request: &Request) -> Result<Exit, Problem> {
             message,
             output,
             status,
-        } => {
-            if let Some(output) = output {
-                io::stdout().write_all(output.as_bytes())?;
-            }
-            if let Some(message) = message {
-                say(&message);
-            }
-            Ok(Exit::Status(status))
-        }
+        } => super::done(message, output, status),
         other => Err(Problem::unexpected(&other)),
     }
 }

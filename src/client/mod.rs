@@ -75,6 +75,17 @@ pub fn main(target: &Target, command: Command) -> Exit {
     })
 }
 
+/// Shows what the daemon has to say at the end of something that has no run.
+fn done(message: Option<String>, output: Option<String>, status: i32) -> Result<Exit, Problem> {
+    if let Some(output) = output {
+        io::stdout().write_all(output.as_bytes())?;
+    }
+    if let Some(message) = message {
+        say(&message);
+    }
+    Ok(Exit::Status(status))
+}
+
 /// A message for the user, and how to end.
 #[derive(Debug)]
 pub struct Problem {

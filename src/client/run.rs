@@ -232,15 +232,7 @@ impl Follower {
                     status,
                 } => {
                     // An action that has no run: it is over, and this came of it.
-                    if let Some(output) = output {
-                        io::stdout()
-                            .write_all(output.as_bytes())
-                            .map_err(Problem::from)?;
-                    }
-                    if let Some(message) = message {
-                        say(&message);
-                    }
-                    return Ok(Exit::Status(status));
+                    return Ok(super::done(message, output, status)?);
                 }
                 Reply::Error { code, message } => {
                     return Err(Broken::Problem(Problem::from_reply(code, &message)));

@@ -455,6 +455,12 @@ impl Actor {
                 program: program.clone(),
                 policy,
             });
+            if self.in_force.config.lingering.contains_key(&program) {
+                self.supervise(ServiceEvent::Reconfigured {
+                    program: program.clone(),
+                    policy: None,
+                });
+            }
             if let Some((signs, over)) = run.signs.take().zip(run.pidfd.clone()) {
                 self.hands
                     .heed(signs, &program, id, order.spec.watchdog, over);

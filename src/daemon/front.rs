@@ -1115,7 +1115,8 @@ impl Front {
 }
 
 /// The settings of a supervised program, or of what is left of one.
-fn supervised<'a>(config: &'a Config, name: &ProgramName) -> Option<&'a Arc<Program>> {
+#[must_use]
+pub fn supervised<'a>(config: &'a Config, name: &ProgramName) -> Option<&'a Arc<Program>> {
     let found = [config.programs.get(name), config.lingering.get(name)];
     found
         .into_iter()

@@ -24,8 +24,8 @@ use super::names::Names;
 use super::recover::{self, Inherited, Recovery};
 use super::schedule::Scheduler;
 use crate::config::load;
-use crate::config::model::{Cgroup, Config};
-use crate::ids::Uid;
+use crate::config::model::{Cgroup, Config, Program};
+use crate::ids::{ProgramName, Uid};
 use crate::keeper::link::Heard;
 use crate::keeper::saved::VERSION;
 use crate::keeper::{Link, Reason, Saved, Settings, ToDaemon, ToKeeper};
@@ -78,12 +78,20 @@ pub fn main(settings: Settings, link: OwnedFd) -> Result<(), MainError> {
     let link = Arc::new(Link::new(link));
     let mut inherited = recover::inherit(&link).ok_or(MainError::NoKeeper)?;
     let memfd = inherited.config.take().ok_or(MainError::NoKeeper)?;
-    let text = recover::read_config(&memfd).map_err(io_error("read the configuration in force"))?;
+    let kept = recover::read_config(&memfd).map_err(io_error("read the configuration in force"))?;
+    let (text, former) = recover::split_config(&kept);
     let checked = load::from_text(&text, &settings.config);
     let Some(mut config) = checked.config else {
         return Err(MainError::Config(checked.render(false)));
     };
     override_with(&mut config, &settings);
+    for former in former.iter().rev() {
+        let before = load::from_text(former, &settings.config).config;
+        linger(
+            &mut config,
+            before.iter().flat_map(|before| &before.programs),
+        );
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -96,6 +104,8 @@ pub fn main(settings: Settings, link: OwnedFd) -> Result<(), MainError> {
             settings,
             link,
             memfd,
+            text,
+            former,
         }
         .serve(config, inherited),
     );
@@ -132,6 +142,26 @@ struct Daemon {
     settings: Settings,
     link: Arc<Link>,
     memfd: OwnedFd,
+    /// The text of the configuration in force.
+    text: Vec<u8>,
+    /// Those of former ones that had programs which linger since, the oldest first.
+    former: Vec<Vec<u8>>,
+}
+
+/// How many former configurations are kept for what lingers.
+const FORMER: usize = 8;
+
+/// Programs of a former configuration that are supervised no more linger.
+fn linger<'a>(
+    config: &mut Config,
+    programs: impl IntoIterator<Item = (&'a ProgramName, &'a Arc<Program>)>,
+) {
+    for (name, spec) in programs {
+        let supervised = config.programs.get(name).is_some_and(|p| p.is_supervised());
+        if spec.is_supervised() && !supervised && !config.lingering.contains_key(name) {
+            config.lingering.insert(name.clone(), Arc::clone(spec));
+        }
+    }
 }
 
 impl Daemon {
@@ -395,20 +425,18 @@ impl Daemon {
         new.state_dir.clone_from(&old.state_dir);
         new.log_dir.clone_from(&old.log_dir);
         (new.socket_mode, new.cgroup) = (old.socket_mode, old.cgroup.clone());
-        let removed = before
-            .config
-            .lingering
-            .iter()
-            .chain(&before.config.programs);
-        let supervised = |name| config.programs.get(name).is_some_and(|p| p.is_supervised());
-        let removed = removed.filter(|(name, spec)| spec.is_supervised() && !supervised(*name));
-        config.lingering = removed
-            .map(|(name, spec)| (name.clone(), Arc::clone(spec)))
-            .collect();
-        let parked = keep_config(&loaded.text)
+        linger(&mut config, &before.config.programs);
+        if !config.lingering.is_empty() {
+            self.former.push(self.text.clone());
+            let too_many = self.former.len().saturating_sub(FORMER);
+            self.former.drain(..too_many);
+        }
+        linger(&mut config, &before.config.lingering);
+        let parked = keep_config(&loaded.text, &self.former)
             .map_err(|e| format!("deployer: cannot keep the configuration: {e}\n"))?;
         self.link.send(&ToKeeper::ParkConfig, &[parked.as_fd()]);
         self.memfd = parked;
+        self.text = loaded.text;
         let clients = config.global.clients_per_user;
         let now = Arc::new(InForce {
             config,
@@ -524,13 +552,17 @@ fn clear_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-fn keep_config(text: &[u8]) -> io::Result<OwnedFd> {
+fn keep_config(text: &[u8], former: &[Vec<u8>]) -> io::Result<OwnedFd> {
     use std::io::Write;
     let mut file = std::fs::File::from(rustix::fs::memfd_create(
         "deployer-config",
         MemfdFlags::CLOEXEC,
     )?);
     file.write_all(text)?;
+    for former in former {
+        file.write_all(recover::FORMER)?;
+        file.write_all(former)?;
+    }
     Ok(file.into())
 }
 

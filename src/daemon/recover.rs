@@ -19,7 +19,7 @@ use super::InForce;
 use super::actor::{Actor, Msg, Order};
 use super::clock::Moment;
 use super::effects::{LiveRun, Parent, Surroundings, descent, observe};
-use super::front::{chain, stored_log};
+use super::front::{chain, stored_log, supervised};
 use crate::engine::Exit;
 use crate::ids::{ActionName, LaneName, ProgramName, RunId};
 use crate::keeper::link::Heard;
@@ -324,8 +324,13 @@ impl Recovery<'_> {
         let program = ProgramName::new(&row.program).ok()?;
         let action = ActionName::new(&row.action).ok()?;
         let config = &self.in_force.config;
+        let process = matches!(row.action.as_str(), "start" | "restart");
+        let spec = match supervised(config, &program).filter(|_| process) {
+            Some(spec) => spec,
+            None => config.programs.get(&program).unwrap_or(&config.script),
+        };
         Some(Order {
-            spec: Arc::clone(config.programs.get(&program).unwrap_or(&config.script)),
+            spec: Arc::clone(spec),
             program,
             action,
             by: row.by.clone(),
@@ -507,7 +512,30 @@ fn is_same(pid: i32, noted: i64) -> bool {
     started <= u128::from(noted.max(0).cast_unsigned()) + soon
 }
 
-/// The text of the configuration in force.
+/// Stands before each former configuration behind the one in force. No configuration has a NUL.
+pub const FORMER: &[u8] = b"\0former\0";
+
+/// The configuration in force, and former ones that something of still runs, the oldest first.
+#[must_use]
+pub fn split_config(kept: &[u8]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let mut texts = vec![Vec::new()];
+    let mut rest = kept;
+    while let Some(&byte) = rest.first() {
+        if let Some(behind) = rest.strip_prefix(FORMER) {
+            texts.push(Vec::new());
+            rest = behind;
+            continue;
+        }
+        if let Some(text) = texts.last_mut() {
+            text.push(byte);
+        }
+        rest = &rest[1..];
+    }
+    let former = texts.split_off(1);
+    (texts.pop().unwrap_or_default(), former)
+}
+
+/// The text of the configuration in force, and of former ones.
 ///
 /// # Errors
 /// It cannot be read.

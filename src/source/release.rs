@@ -273,9 +273,7 @@ impl Place {
             (false, false) => fs::create_dir(&shared).map_err(cannot)?,
         }
         // Relative, so that all of it can be moved.
-        let depth = 1 + Path::new(path).components().count();
-        let up: PathBuf = std::iter::repeat_n("..", depth).collect();
-        symlink(up.join("shared").join(path), &inside).map_err(cannot)
+        symlink(to_shared(path, 1), &inside).map_err(cannot)
     }
 
     fn is_shared(&self, path: &str) -> bool {
@@ -384,9 +382,7 @@ impl Place {
             let at = current.join(path);
             if to.is_some() && !at.is_symlink() {
                 clear(&at).map_err(failed)?;
-                let depth = Path::new(path).components().count();
-                let up: PathBuf = std::iter::repeat_n("..", depth).collect();
-                symlink(up.join("shared").join(path), &at).map_err(failed)?;
+                symlink(to_shared(path, 0), &at).map_err(failed)?;
             }
         }
         let mut too_much: Vec<String> = self.scan(&current)?.into_keys().collect();
@@ -427,6 +423,12 @@ impl Place {
         state.good.retain(|id| kept.contains(id));
         Ok(deleted)
     }
+}
+
+/// The way to what is shared from its place in a tree, which lies so deep below the directory.
+fn to_shared(path: &str, depth: usize) -> PathBuf {
+    let up = std::iter::repeat_n("..", depth + Path::new(path).components().count());
+    up.collect::<PathBuf>().join("shared").join(path)
 }
 
 /// The good release that was current before this one.

@@ -357,6 +357,16 @@ fn a_removed_program_lingers_and_can_be_stopped_by_whoever_could() {
     d.ask(ALICE, ["app", "status"]).exits(0);
     d.ask(ALICE, ["app", "restart"]).exits(125);
     d.ask(CAROL, ["app", "stop"]).exits(125);
+    // For the daemon that comes after a crash it is the same.
+    d.kill_daemon();
+    d.await_ready();
+    assert_eq!(listed(&d, "app")["state"], "lingering");
+    assert_eq!(pid(&d, "app"), Some(first));
+    d.ask(OWNER, ["-r"]).exits(0);
+    d.kill_daemon();
+    d.await_ready();
+    d.ask(CAROL, ["app", "stop"]).exits(125);
+    d.ask(ALICE, ["app", "restart"]).exits(125);
     d.ask(ALICE, ["app", "stop"]).exits(0);
     assert_eq!(listed(&d, "app"), Value::Null);
     // One that ends by itself is not started again, and is forgotten.
