@@ -355,10 +355,14 @@ impl<'a> Worker<'a> {
         found: &Found<'_>,
         doubted: Option<&str>,
     ) -> Outcome<Manifest> {
-        if let Some(revision) = found.revision()
-            && let Some(there) = self.there(revision, doubted)?
-        {
-            return Ok(there);
+        if let Some(revision) = found.revision() {
+            // What is here already may have come under other terms.
+            if let Found::Archive { archive, .. } = found {
+                self.judge(state, revision, archive.verify(revision))?;
+            }
+            if let Some(there) = self.there(revision, doubted)? {
+                return Ok(there);
+            }
         }
         let tree = self.place.staging()?;
         let revision = match found {

@@ -1168,6 +1168,20 @@ fn an_archive_has_to_be_what_its_digest_says() {
     fs::write(&beside, sum(&at)).unwrap();
     update(&d).exits(0);
     assert_eq!(current(&d), "two");
+    // Also when it is here already, and was good before.
+    d.ask(OWNER, ["app", "rollback"]).exits(0);
+    d.configure(&format!(
+        "[prog-app]\nsource = @S@/app.zip\ndeploy-dir = @D@/deploy\nschedule-update = none\n\
+         source-digest = sha256:{}\n",
+        "0".repeat(64)
+    ));
+    d.ask(OWNER, ["-r"]).exits(0);
+    let refused = d.ask(OWNER, ["app", "update", "--force"]).exits(1);
+    assert!(
+        refused.errors().contains("is not what it has to be"),
+        "{refused:?}"
+    );
+    assert_eq!(current(&d), "one");
 }
 
 /// F9: what stands in an address, or in a file, reaches nobody but the server.
