@@ -884,9 +884,9 @@ fn pack(at: &Path, text: &str) {
     ));
 }
 
-/// nginx with a directory to serve, ended when it is dropped.
+/// nginx with a directory to serve: a single process, ended when it is dropped.
 struct Nginx {
-    process: Running,
+    _process: Running,
     port: u16,
     log: PathBuf,
 }
@@ -900,7 +900,7 @@ impl Nginx {
         fs::write(
             &config,
             site.expand(&format!(
-                "daemon off; worker_processes 1; pid @D@/nginx.pid; error_log @D@/nginx.err; events {{}}\n\
+                "daemon off; master_process off; pid @D@/nginx.pid; error_log @D@/nginx.err; events {{}}\n\
                  http {{ access_log @D@/nginx.log; client_body_temp_path @D@/nb; proxy_temp_path @D@/np;\n\
                  fastcgi_temp_path @D@/nf; uwsgi_temp_path @D@/nu; scgi_temp_path @D@/ns;\n\
                  server {{ listen 127.0.0.1:{port}; root @S@/www; {more} }} }}\n"
@@ -917,7 +917,7 @@ impl Nginx {
             std::net::TcpStream::connect(("127.0.0.1", port)).ok()
         });
         Self {
-            process,
+            _process: process,
             port,
             log: site.path("nginx.log"),
         }
@@ -926,12 +926,6 @@ impl Nginx {
     fn requests(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        crate::harness::kill(self.process.pid(), rustix::process::Signal::TERM);
     }
 }
 
