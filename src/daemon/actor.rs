@@ -1258,9 +1258,12 @@ impl Actor {
                 (None, waiters, None)
             }
         };
-        if let Ending::Stopped(StopReason::Halted, _) = ending {
+        if order.is_service() {
+            // It may have ended before anybody had to end it.
             let by = self.halted_by.remove(&order.program);
-            finish.detail = by.map(|(action, user)| format!("ended by `{action}` of {user}"));
+            if let Ending::Stopped(StopReason::Halted, _) = ending {
+                finish.detail = by.map(|(action, user)| format!("ended by `{action}` of {user}"));
+            }
         }
         info!("run {id} of {}: {}", order.program, outcome.as_str());
         let row = finished_row(id, &order, started_at, &finish);
@@ -1396,11 +1399,14 @@ impl Actor {
             .filter(|r| spec.command(r).is_some() && asked.is_some_and(|o| o.action == *r));
         let (by, reason) = match (cause, asked) {
             (Cause::Asked, Some(order)) => (order.by.clone(), order.reason.clone()),
-            (Cause::Asked, None) => (self.itself(), Some("started with the daemon".to_owned())),
+            (Cause::Asked, None) => (
+                self.in_force.itself(),
+                Some("started with the daemon".to_owned()),
+            ),
             (Cause::Ended, _) => {
                 let how = self.last_exits.get(&program).map(|(exit, _)| said(*exit));
                 let reason = format!("started again: it {}", how.unwrap_or_default());
-                (self.itself(), Some(reason))
+                (self.in_force.itself(), Some(reason))
             }
         };
         let order = Order {
@@ -1467,7 +1473,7 @@ impl Actor {
             Some(Ready::Command(_)) => {
                 let order = Order {
                     action: ActionName::ready(),
-                    by: self.itself(),
+                    by: self.in_force.itself(),
                     reason: None,
                     requested_at: Moment::now(),
                     key: None,
@@ -1483,16 +1489,6 @@ impl Actor {
                 self.questions.insert(run, (program, id));
             }
             Some(Ready::Notify | Ready::Fd(_)) | None => {}
-        }
-    }
-
-    /// The daemon as one who asks.
-    fn itself(&self) -> By {
-        By {
-            uid: self.in_force.owner.get(),
-            gid: rustix::process::getegid().as_raw(),
-            user: "deployer".to_owned(),
-            pid: std::process::id().cast_signed(),
         }
     }
 

@@ -37,7 +37,7 @@ use crate::run::script;
 use crate::run::tree::{Tree, Usage, ticks_per_second};
 use crate::server::{Desk, LiveLog, Notice, Progress};
 use crate::source::{Facts, What};
-use crate::store::{By, Filter, Outcome, Programs, Queries, Row, Store, StoreError};
+use crate::store::{Filter, Outcome, Programs, Queries, Row, Store, StoreError};
 use crate::sys::terminal::Size;
 
 /// Longest reason, in bytes.
@@ -248,8 +248,7 @@ impl Front {
             .map_err(|e| bad(format!("{name}: {e}; nothing was run")))?;
         check_texts(&request).map_err(bad)?;
         let by = self.names.by(peer).await;
-        let has_tty = spec.has_tty(grant.action()) && what != Kind::Code;
-        let order = Order {
+        let mut order = Order {
             program: name,
             spec,
             action: grant.action().clone(),
@@ -263,8 +262,11 @@ impl Front {
             args: request.args,
             requested_at,
             pid: None,
-            terminal: request.terminal.filter(|_| has_tty).map(usable),
+            terminal: None,
         };
+        if order.has_tty() {
+            order.terminal = request.terminal.map(usable);
+        }
         let waiter = Waiter {
             request: RunId(0),
             notices: notices.clone(),
@@ -309,12 +311,7 @@ impl Front {
             program: program.clone(),
             spec,
             action: action.clone(),
-            by: By {
-                uid: now.owner.get(),
-                gid: rustix::process::getegid().as_raw(),
-                user: "deployer".to_owned(),
-                pid: std::process::id().cast_signed(),
-            },
+            by: now.itself(),
             reason: Some(reason.to_owned()),
             inputs,
             args: Vec::new(),
@@ -461,12 +458,16 @@ impl Front {
         Ok(())
     }
 
-    /// The default of `status`.
-    async fn status(&self, name: ProgramName, notices: &Notices) -> Result<(), Refusal> {
+    /// What a program does now; none if it was never heard of.
+    async fn lane(&self, name: &ProgramName) -> Option<LaneState> {
         let (answer, states) = oneshot::channel();
         self.send(Msg::Lanes(vec![name.clone()], answer));
-        let state = states.await.ok().and_then(|mut states| states.pop());
-        let service = state.and_then(|state| state.service);
+        states.await.ok()?.pop()
+    }
+
+    /// The default of `status`.
+    async fn status(&self, name: ProgramName, notices: &Notices) -> Result<(), Refusal> {
+        let service = self.lane(&name).await.and_then(|state| state.service);
         let up = service.as_ref().is_some_and(|s| s.pid.is_some());
         let word = if up { "running\n" } else { "not running\n" };
         let frozen = self.frozen(&name).map(|f| format!("it is {}", f.said()));
@@ -490,10 +491,8 @@ impl Front {
 
     /// The default of `console`: somebody sits down at the terminal of the program's process.
     async fn console(&self, name: ProgramName, notices: &Notices) -> Result<(), Refusal> {
-        let (answer, states) = oneshot::channel();
-        self.send(Msg::Lanes(vec![name.clone()], answer));
-        let state = states.await.ok().and_then(|mut states| states.pop());
-        let running = state.filter(|s| s.service.as_ref().is_some_and(|s| s.pid.is_some()));
+        let is_up = |s: &LaneState| s.service.as_ref().is_some_and(|s| s.pid.is_some());
+        let running = self.lane(&name).await.filter(is_up);
         let joined = match running.and_then(|state| state.run) {
             Some(run) => self.join(run, notices).await,
             None => false,

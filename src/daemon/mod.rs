@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use crate::config::model::{Config, Program};
 use crate::ids::{ProgramName, Uid};
+use crate::store::By;
 
 /// A configuration that is in force.
 #[derive(Debug)]
@@ -52,6 +53,16 @@ impl InForce {
             Some(section) => Some(Arc::clone(section)),
             None if had_section => None,
             None => Some(Arc::clone(&self.config.script)),
+        }
+    }
+
+    /// Who asks for what the daemon does by itself.
+    fn itself(&self) -> By {
+        By {
+            uid: self.owner.get(),
+            gid: rustix::process::getegid().as_raw(),
+            user: "deployer".to_owned(),
+            pid: std::process::id().cast_signed(),
         }
     }
 }

@@ -169,53 +169,17 @@ pub struct Ready {
 /// [`SpawnError`] says what is missing.
 pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Ready, SpawnError> {
     let spec = plan.spec;
-    let command = spec
-        .command(plan.facts.action)
-        .filter(|_| plan.worker.is_none());
-    let script = match (command, plan.worker) {
-        (Some(_), _) | (_, Some(_)) => None,
-        (None, None) => Some(script::find(plan.root, plan.facts.program, plan.identity)?),
-    };
-    let (program, image, mut argv) = match (command, &script) {
-        _ if let Some(binary) = plan.worker => {
-            let argv = vec![c"deployer".to_owned(), c"--role=source".to_owned()];
-            (
-                PathBuf::from("deployer"),
-                Image::Fd(binary.as_raw_fd()),
-                argv,
-            )
-        }
-        (Some(command), _) => {
-            let name = spec.shell.file_name().unwrap_or(spec.shell.as_os_str());
-            let argv = vec![
-                c_string(name.as_bytes(), "shell")?,
-                c"-c".to_owned(),
-                c_string(command.as_bytes(), "a command")?,
-            ];
-            (
-                spec.shell.clone(),
-                Image::Path(c_string(spec.shell.as_os_str().as_bytes(), "shell")?),
-                argv,
-            )
-        }
-        (None, Some(script)) => {
-            let path = c_string(script.path.as_os_str().as_bytes(), "the script's path")?;
-            let image = image_of(script, &path)?;
-            (script.path.clone(), image, vec![path])
-        }
-        (None, None) => return Err(ScriptError::NotFound(plan.root.to_owned()).into()),
-    };
-    for arg in plan.args.iter().filter(|_| plan.worker.is_none()) {
-        argv.push(c_string(arg.as_bytes(), "an argument")?);
-    }
-    let shortcut = match command {
-        Some(command) if spec.shell == Path::new("/bin/sh") => shortcut(command)?,
-        _ => None,
-    };
-    let cwd = match (&spec.cwd, &script) {
-        (Some(cwd), _) if plan.worker.is_none() => cwd.clone(),
-        (_, Some(script)) => script.directory.clone(),
-        (_, None) => PathBuf::from("/"),
+    let Executed {
+        program,
+        image,
+        argv,
+        shortcut,
+        cwd,
+        script,
+    } = match (plan.worker, spec.command(plan.facts.action)) {
+        (Some(binary), _) => worker(binary),
+        (None, Some(command)) => shell(plan, command)?,
+        (None, None) => own_script(plan)?,
     };
     let mut env = environment(spec, plan.identity, &plan.facts);
     env.extend(plan.more.iter().cloned());
@@ -252,6 +216,79 @@ pub fn prepare(plan: &Plan<'_>, stdio: &Stdio, report: PidReport) -> Result<Read
         user: plan.identity.name.clone(),
         _script: script,
     })
+}
+
+/// What a process executes, and where.
+struct Executed {
+    /// As people call it.
+    program: PathBuf,
+    image: Image,
+    argv: Vec<CString>,
+    /// See [`shortcut`].
+    shortcut: Option<Vec<CString>>,
+    cwd: PathBuf,
+    /// Open until then.
+    script: Option<Script>,
+}
+
+/// The daemon's own binary, which has its job on a descriptor.
+fn worker(binary: BorrowedFd<'_>) -> Executed {
+    Executed {
+        program: PathBuf::from("deployer"),
+        image: Image::Fd(binary.as_raw_fd()),
+        argv: vec![c"deployer".to_owned(), c"--role=source".to_owned()],
+        shortcut: None,
+        cwd: PathBuf::from("/"),
+        script: None,
+    }
+}
+
+/// A command of the configuration.
+fn shell(plan: &Plan<'_>, command: &str) -> Result<Executed, SpawnError> {
+    let spec = plan.spec;
+    let shell = &spec.shell;
+    let name = shell.file_name().unwrap_or(shell.as_os_str());
+    let mut argv = vec![
+        c_string(name.as_bytes(), "shell")?,
+        c"-c".to_owned(),
+        c_string(command.as_bytes(), "a command")?,
+    ];
+    argv.extend(arguments(plan)?);
+    Ok(Executed {
+        program: shell.clone(),
+        image: Image::Path(c_string(shell.as_os_str().as_bytes(), "shell")?),
+        argv,
+        shortcut: match shell == Path::new("/bin/sh") {
+            true => shortcut(command)?,
+            false => None,
+        },
+        cwd: spec.cwd.clone().unwrap_or_else(|| PathBuf::from("/")),
+        script: None,
+    })
+}
+
+/// Its script below the root directory.
+fn own_script(plan: &Plan<'_>) -> Result<Executed, SpawnError> {
+    let script = script::find(plan.root, plan.facts.program, plan.identity)?;
+    let path = c_string(script.path.as_os_str().as_bytes(), "the script's path")?;
+    let image = image_of(&script, &path)?;
+    let mut argv = vec![path];
+    argv.extend(arguments(plan)?);
+    let cwd = plan.spec.cwd.as_ref().unwrap_or(&script.directory).clone();
+    Ok(Executed {
+        program: script.path.clone(),
+        image,
+        argv,
+        shortcut: None,
+        cwd,
+        script: Some(script),
+    })
+}
+
+fn arguments(plan: &Plan<'_>) -> Result<Vec<CString>, SpawnError> {
+    let args = plan.args.iter();
+    args.map(|arg| c_string(arg.as_bytes(), "an argument"))
+        .collect()
 }
 
 impl Ready {

@@ -1,5 +1,6 @@
 //! The scripts that may refuse an update.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -22,8 +23,24 @@ pub enum Answer {
     Go,
     /// Not now: the hook that said so.
     Defer(String),
-    /// No: which hook, and how it said so.
-    Reject(String),
+    /// No.
+    Reject {
+        /// Which hook.
+        hook: String,
+        /// How it said so.
+        how: String,
+    },
+}
+
+/// What hooks say, for people.
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Go => f.write_str("go"),
+            Self::Defer(hook) => write!(f, "{hook} says not now"),
+            Self::Reject { hook, how } => write!(f, "{hook} {how}"),
+        }
+    }
 }
 
 /// The hooks of a directory, in the order of their names: executable files, and no copies that
@@ -77,20 +94,31 @@ pub fn run(
         command.stdin(Stdio::null()).process_group(0);
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         let began = Instant::now();
+        let reject = |how: String| Answer::Reject {
+            hook: name.clone(),
+            how,
+        };
         let answer = match command.spawn() {
-            Err(e) => Answer::Reject(format!("{name} cannot be executed: {e}")),
+            Err(e) => reject(format!("cannot be executed: {e}")),
             Ok(mut child) => match wait(&mut child, timeout) {
-                Some(status) => judge(&name, status),
+                Some(status) => match (status.code(), status.signal()) {
+                    (Some(0), _) => Answer::Go,
+                    (Some(super::DEFERRED), _) => Answer::Defer(name.clone()),
+                    (Some(code), _) => reject(format!("exited with status {code}")),
+                    (None, signal) => {
+                        reject(format!("was ended by signal {}", signal.unwrap_or(0)))
+                    }
+                },
                 None => {
                     let time = timeout.unwrap_or_default();
-                    Answer::Reject(format!("{name} took longer than {time:?} and was ended"))
+                    reject(format!("took longer than {time:?} and was ended"))
                 }
             },
         };
         let said = match &answer {
-            Answer::Go => "go".to_owned(),
-            Answer::Defer(_) => "not now (75)".to_owned(),
-            Answer::Reject(how) => how.trim_start_matches(&format!("{name} ")).to_owned(),
+            Answer::Go => "go",
+            Answer::Defer(_) => "not now (75)",
+            Answer::Reject { how, .. } => how,
         };
         super::update::tell(&format!(
             "  hook {name}: {said} ({:.1} s)",
@@ -101,18 +129,6 @@ pub fn run(
         }
     }
     Ok(Answer::Go)
-}
-
-fn judge(name: &str, status: ExitStatus) -> Answer {
-    match (status.code(), status.signal()) {
-        (Some(0), _) => Answer::Go,
-        (Some(super::DEFERRED), _) => Answer::Defer(name.to_owned()),
-        (Some(code), _) => Answer::Reject(format!("{name} exited with status {code}")),
-        (None, signal) => Answer::Reject(format!(
-            "{name} was ended by signal {}",
-            signal.unwrap_or(0)
-        )),
-    }
 }
 
 /// Waits for a process; one that takes too long is ended with its group. None: it was.

@@ -83,7 +83,7 @@ impl Archive<'_> {
                 false => Look::Other,
             });
         }
-        let response = self.get(&self.url, known)?;
+        let response = patiently(&self.url, || self.get(&self.url, known))?;
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(Look::Same);
         }
@@ -141,22 +141,15 @@ impl Archive<'_> {
     }
 
     fn download(&self, to: &Path) -> Outcome<(String, Marks)> {
-        let mut pause = PAUSE;
-        for attempt in 1.. {
-            not_cancelled()?;
+        patiently(&self.url, || {
             let response = self.get(&self.url, None)?;
             let marks = marks_of(&response);
-            match self.save(response.into_body().into_reader(), to) {
-                Ok(digest) => return Ok((digest, marks)),
-                // It broke off on the way.
-                Err(e) if attempt < ATTEMPTS && e.kind() != io::ErrorKind::FileTooLarge => {
-                    thread::sleep(pause);
-                    pause *= 2;
-                }
-                Err(e) => return Err(self.cannot_fetch(&e)),
-            }
-        }
-        Err(Failure::new("never reached"))
+            let saved = self.save(response.into_body().into_reader(), to);
+            saved.map(|digest| (digest, marks)).map_err(|e| Trouble {
+                passes: passes(&e),
+                message: e.to_string(),
+            })
+        })
     }
 
     fn cannot_fetch(&self, e: &io::Error) -> Failure {
@@ -170,7 +163,7 @@ impl Archive<'_> {
             Some(_) => fs::read_to_string(url.trim_start_matches("file://"))
                 .map_err(Failure::io(format!("read {url}")))?,
             None => {
-                let body = self.get(&url, None)?.into_body();
+                let body = patiently(&url, || self.get(&url, None))?.into_body();
                 let mut text = String::new();
                 let read = body.into_reader().take(4096).read_to_string(&mut text);
                 read.map_err(Failure::io(format!("fetch {url}")))?;
@@ -213,49 +206,73 @@ impl Archive<'_> {
         Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }
 
-    /// Asks until there is an answer that stays the same.
-    fn get(&self, url: &str, known: Option<&Marks>) -> Outcome<Response<Body>> {
-        let agent = agent(url);
-        let mut pause = PAUSE;
-        let mut attempt = 1;
-        loop {
-            not_cancelled()?;
-            let mut request = agent.get(url);
-            if let Some(Login { user, password }) = self.login {
-                let plain = format!("{user}:{password}");
-                let engine = &base64::engine::general_purpose::STANDARD;
-                let login = base64::Engine::encode(engine, plain);
-                request = request.header("Authorization", format!("Basic {login}"));
+    /// Asks once.
+    fn get(&self, url: &str, known: Option<&Marks>) -> Result<Response<Body>, Trouble> {
+        let mut request = agent(url).get(url);
+        if let Some(Login { user, password }) = self.login {
+            let plain = format!("{user}:{password}");
+            let engine = &base64::engine::general_purpose::STANDARD;
+            let login = base64::Engine::encode(engine, plain);
+            request = request.header("Authorization", format!("Basic {login}"));
+        }
+        if let Some((keys, region)) = &self.keys {
+            for (name, value) in keys.headers(url, region) {
+                request = request.header(name, value);
             }
-            if let Some((keys, region)) = &self.keys {
-                for (name, value) in keys.headers(url, region) {
-                    request = request.header(name, value);
-                }
+        }
+        if let Some(Marks { etag, modified }) = known {
+            if let Some(etag) = etag {
+                request = request.header("If-None-Match", etag);
             }
-            if let Some(Marks { etag, modified }) = known {
-                if let Some(etag) = etag {
-                    request = request.header("If-None-Match", etag);
-                }
-                if let Some(modified) = modified {
-                    request = request.header("If-Modified-Since", modified);
-                }
+            if let Some(modified) = modified {
+                request = request.header("If-Modified-Since", modified);
             }
-            let (message, passes) = match request.call() {
-                Ok(response) => match response.status().as_u16() {
-                    200 | 304 => return Ok(response),
-                    status @ (429 | 500..) => (format!("the server answers {status}"), true),
-                    status => (format!("the server answers {status}"), false),
-                },
-                Err(e) => (e.to_string(), !matches!(e, ureq::Error::BadUri(_))),
-            };
-            if !passes || attempt >= ATTEMPTS {
-                return Err(Failure::new(format!("cannot look at {url}: {message}")));
-            }
-            attempt += 1;
-            thread::sleep(pause);
-            pause *= 2;
+        }
+        let response = request.call().map_err(|e| Trouble {
+            message: e.to_string(),
+            passes: !matches!(e, ureq::Error::BadUri(_)),
+        })?;
+        match response.status().as_u16() {
+            200 | 304 => Ok(response),
+            status => Err(Trouble {
+                message: format!("the server answers {status}"),
+                passes: matches!(status, 429 | 500..),
+            }),
         }
     }
+}
+
+/// Why something did not come.
+struct Trouble {
+    message: String,
+    /// Another attempt may get it.
+    passes: bool,
+}
+
+/// Tries until it works, or there is no hope.
+fn patiently<T>(url: &str, mut attempt: impl FnMut() -> Result<T, Trouble>) -> Outcome<T> {
+    let (mut pause, mut left) = (PAUSE, ATTEMPTS);
+    loop {
+        not_cancelled()?;
+        left -= 1;
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(trouble) if !trouble.passes || left == 0 => {
+                let message = trouble.message;
+                return Err(Failure::new(format!("cannot fetch {url}: {message}")));
+            }
+            Err(_) => thread::sleep(pause),
+        }
+        pause *= 2;
+    }
+}
+
+/// Whether a download broke off, and did not fail for want of room.
+fn passes(e: &io::Error) -> bool {
+    !matches!(
+        e.kind(),
+        io::ErrorKind::FileTooLarge | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 fn agent(url: &str) -> Agent {

@@ -116,11 +116,10 @@ pub struct Verdict {
     pub because: String,
 }
 
-/// Why something was not done, for people, and the exit status that says so.
+/// Why something was not done, for people.
 #[derive(Debug)]
 struct Failure {
     message: String,
-    status: i32,
     /// It is the revision's fault: it would be so again.
     lasting: bool,
 }
@@ -129,7 +128,6 @@ impl Failure {
     fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
-            status: 1,
             lasting: false,
         }
     }

@@ -285,6 +285,15 @@ impl Place {
 
     /// All that is in a tree, but for what is shared.
     pub fn scan(&self, tree: &Path) -> Outcome<BTreeMap<String, Entry>> {
+        self.walk(tree, examine)
+    }
+
+    /// What `look` finds at all that is in a tree, but for what is shared.
+    fn walk<T>(
+        &self,
+        tree: &Path,
+        look: impl Fn(&Path) -> io::Result<T>,
+    ) -> Outcome<BTreeMap<String, T>> {
         let mut entries = BTreeMap::new();
         let mut left = vec![String::new()];
         while let Some(dir) = left.pop() {
@@ -305,10 +314,9 @@ impl Place {
                 if self.is_shared(&inner) {
                     continue;
                 }
-                let found = examine(&entry.path());
-                let found =
-                    found.map_err(Failure::io(format!("read {}", entry.path().display())))?;
-                if found == Entry::Directory {
+                let path = entry.path();
+                let found = look(&path).map_err(Failure::io(format!("read {}", path.display())))?;
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     left.push(inner.clone());
                 }
                 entries.insert(inner, found);
@@ -385,9 +393,8 @@ impl Place {
                 symlink(to_shared(path, 0), &at).map_err(failed)?;
             }
         }
-        let mut too_much: Vec<String> = self.scan(&current)?.into_keys().collect();
-        too_much.retain(|path| !wanted.contains_key(path));
-        for path in too_much {
+        let there = self.walk(&current, |_| Ok(()))?.into_keys();
+        for path in there.filter(|path| !wanted.contains_key(path)) {
             clear(&current.join(path)).map_err(failed)?;
         }
         File::open(&current)

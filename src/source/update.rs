@@ -297,16 +297,16 @@ impl<'a> Worker<'a> {
         };
         let answer = step("pre-hooks", || {
             let answer = self.hooks("pre", Some(&release.id), current.as_deref(), &asked)?;
-            let said = said(&answer);
+            let said = answer.to_string();
             Ok((answer, said))
         })?;
         match answer {
             Answer::Go => {}
             _ if CANCELLED.load(Ordering::Relaxed) => return Err(Failure::new("it was cancelled")),
             Answer::Defer(hook) => return self.put_off(&mut state, &revision, hook),
-            Answer::Reject(reason) => {
-                self.refuse(&mut state, &revision, format!("pre-hook {reason}"))?;
-                let message = format!("{} was refused by the pre-hook {reason}", short(&revision));
+            answer @ Answer::Reject { .. } => {
+                self.refuse(&mut state, &revision, format!("pre-hook {answer}"))?;
+                let message = format!("{} was refused by the pre-hook {answer}", short(&revision));
                 return Err(Failure::new(message));
             }
         }
@@ -475,30 +475,25 @@ impl<'a> Worker<'a> {
         let answer = switched.and_then(|()| {
             step("post-hooks", || {
                 let answer = self.hooks("post", Some(&release.id), from.as_deref(), asked)?;
-                let said = said(&answer);
+                let said = answer.to_string();
                 Ok((answer, said))
             })
         });
-        let refused = match answer {
-            Ok(Answer::Go) if !CANCELLED.load(Ordering::Relaxed) => {
+        let (reason, lasting, deferred) = match answer {
+            _ if CANCELLED.load(Ordering::Relaxed) => ("it was cancelled".to_owned(), false, None),
+            Ok(Answer::Go) => {
                 journal.phase = Phase::Committing;
                 self.place.note(&journal)?;
                 self.commit(state, &journal)?;
                 tell(&format!("commit: {} is current", release.id));
                 return Ok(0);
             }
-            Ok(answer) => answer,
-            Err(e) => Answer::Reject(e.message),
-        };
-        let cancelled = CANCELLED.load(Ordering::Relaxed);
-        let (reason, deferred) = match &refused {
-            _ if cancelled => ("it was cancelled".to_owned(), None),
-            Answer::Defer(hook) => (format!("{hook} put it off"), Some(hook.clone())),
-            Answer::Reject(reason) => (format!("post-hook {reason}"), None),
-            Answer::Go => ("it was cancelled".to_owned(), None),
+            Ok(Answer::Defer(hook)) => (format!("{hook} put it off"), false, Some(hook)),
+            Ok(answer) => (format!("post-hook {answer}"), true, None),
+            Err(e) => (e.message, e.lasting, None),
         };
         journal.phase = Phase::Undoing;
-        journal.reason = (!cancelled && deferred.is_none()).then(|| reason.clone());
+        journal.reason = lasting.then(|| reason.clone());
         self.place.note(&journal)?;
         self.undo(state, &journal)?;
         if let Some(hook) = deferred {
@@ -551,8 +546,7 @@ impl<'a> Worker<'a> {
         )?;
         if answer != Answer::Go {
             tell(&format!(
-                "  the rollback was not what its hooks hoped for: {}",
-                said(&answer)
+                "  the rollback was not what its hooks hoped for: {answer}"
             ));
         }
         if let Some(reason) = &journal.reason {
@@ -744,8 +738,7 @@ impl<'a> Worker<'a> {
         match answer {
             Answer::Go => Ok(0),
             answer => Err(Failure::new(format!(
-                "{to} is current, but its hooks failed: {}",
-                said(&answer)
+                "{to} is current, but its hooks failed: {answer}"
             ))),
         }
     }
@@ -865,12 +858,4 @@ struct Asked<'a> {
     attempt: u32,
     revision: &'a str,
     previous: String,
-}
-
-fn said(answer: &Answer) -> String {
-    match answer {
-        Answer::Go => "go".to_owned(),
-        Answer::Defer(hook) => format!("{hook} says not now"),
-        Answer::Reject(reason) => reason.clone(),
-    }
 }

@@ -20,14 +20,12 @@ pub fn main() -> u8 {
     let done = take_job().and_then(|job| work(&job));
     let status = match done {
         Ok(status) => status,
-        Err(Failure {
-            message, status, ..
-        }) => {
+        Err(Failure { message, .. }) => {
             let _ = std::io::stdout().flush();
             for line in message.lines() {
                 eprintln!("deployer: {line}");
             }
-            status
+            1
         }
     };
     u8::try_from(status).unwrap_or(1)

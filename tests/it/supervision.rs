@@ -790,6 +790,30 @@ fn the_record_says_who_stopped_a_program() {
 }
 
 #[test]
+fn the_record_names_nobody_who_stopped_a_former_process() {
+    root_only!(the_record_names_nobody_who_stopped_a_former_process);
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\nready = notify\nready-timeout = 0.5\nrestart = never\n\
+         cmd-start = test -e @S@/mute || printf READY=1 | socat -u - ABSTRACT-SENDTO:${NOTIFY_SOCKET#@}; \
+         exec sleep 1000\n\
+         cmd-stop = kill -TERM $PID\n",
+    );
+    let d = site.start();
+    d.ask(OWNER, ["app", "start"]).exits(0);
+    // It ends by its own command, which has no need of the daemon's signals.
+    d.ask(OWNER, ["app", "stop"]).exits(0);
+    fs::write(d.path("shared/mute"), "").unwrap();
+    d.ask(OWNER, ["app", "start"]).exits(1);
+    let mut rows = d.history();
+    rows.retain(|row| row["action"] == "start");
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!(row["detail"], Value::Null, "{row}");
+    }
+}
+
+#[test]
 fn check_tells_what_a_reload_would_change() {
     root_only!(check_tells_what_a_reload_would_change);
     let site = Site::new();
