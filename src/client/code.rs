@@ -1,11 +1,11 @@
-//! `RELEASES`, `WHY`, `VERIFY`, `FREEZE`, `THAW`: about a program's code, and whether it moves.
+//! `RELEASES`, `WHY`, `VERIFY`, `PLAN`, `FREEZE`, `THAW`: about a program's code, and whether it moves.
 
 use super::{Connection, Exit, Problem, socket_path};
 use crate::cli::Target;
 use crate::config;
 use crate::protocol::message::{CodeQuestion, Reply, Request};
 
-/// `RELEASES`, `WHY`, `VERIFY`.
+/// `RELEASES`, `WHY`, `VERIFY`, `PLAN`.
 pub fn code(
     target: &Target,
     program: String,

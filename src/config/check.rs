@@ -16,6 +16,7 @@ use super::keys::{self, Key, Scope};
 use super::lists::Lists;
 use super::model::{Config, Global, KillMode, Program};
 pub use super::people::Names;
+use super::remote::{self, Remote};
 use crate::ids::{ActionName, IdError, ProgramName};
 
 /// What a configuration text says, and everything there is to say about it.
@@ -93,6 +94,20 @@ struct Checker<'a> {
     /// Where the section at a line says what it comes after.
     after: BTreeMap<usize, Place>,
     report: Report,
+}
+
+/// What is wrong with a key for a source of this kind.
+fn misplaced(key: &Key, remote: Option<&Remote>) -> Option<&'static str> {
+    let is_git = matches!(remote?, Remote::Git { .. });
+    match key {
+        Key::Verify | Key::Submodules if !is_git => Some(
+            "is for git, and the source is an archive (`source-digest` says what that has to be)",
+        ),
+        Key::Digest if is_git => Some(
+            "is for archives: name the whole commit behind # in `source`, or use `source-verify`",
+        ),
+        _ => None,
+    }
 }
 
 fn place_of_key(entry: &Entry) -> Place {
@@ -368,7 +383,9 @@ impl Checker<'_> {
                 _ => None,
             })
             .collect();
-        let has_source = keys.iter().any(|(key, _)| *key == Key::Source);
+        let source = keys.iter().find(|(key, _)| *key == Key::Source);
+        let has_source = source.is_some();
+        let remote = source.and_then(|(_, entry)| remote::parse(&entry.value).ok());
         for (key, entry) in keys {
             if !has_source && key.needs_source() {
                 let message = format!("{} means nothing without a `source`", quote(&entry.key));
@@ -379,6 +396,10 @@ impl Checker<'_> {
                 let help =
                     Some("remove one of them; `after-update` is for what follows".to_owned());
                 self.error(Code::BadValue, place_of_key(entry), message, help);
+            }
+            if let Some(message) = misplaced(&key, remote.as_ref()) {
+                let message = format!("{} {message}", quote(&entry.key));
+                self.error(Code::BadValue, place_of_key(entry), message, None);
             }
             if key == Key::Source {
                 self.sources.push((line, place_of_key(entry)));

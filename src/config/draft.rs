@@ -112,6 +112,8 @@ fn default_source() -> Source {
         ssh_key: None,
         known_hosts: None,
         token_file: None,
+        verify: None,
+        submodules: false,
         s3: S3 {
             region: "us-east-1".to_owned(),
             ..S3::default()
@@ -367,6 +369,8 @@ impl Reader<'_> {
             Key::SshKey => draft.source.ssh_key = self.value(entry, values::path(v)),
             Key::KnownHosts => draft.source.known_hosts = self.value(entry, values::path(v)),
             Key::TokenFile => draft.source.token_file = self.value(entry, values::path(v)),
+            Key::Verify => draft.source.verify = self.value(entry, values::path(v)),
+            Key::Submodules => self.set(entry, values::yes_no(v), &mut draft.source.submodules),
             Key::S3Endpoint => draft.source.s3.endpoint = self.value(entry, values::web_address(v)),
             Key::S3Region => draft.source.s3.region = v.to_owned(),
             Key::S3Credentials => draft.source.s3.credentials = self.value(entry, values::path(v)),

@@ -133,6 +133,8 @@ pub enum Key {
     SshKey,
     KnownHosts,
     TokenFile,
+    Verify,
+    Submodules,
     S3Endpoint,
     S3Region,
     S3Credentials,
@@ -160,8 +162,11 @@ pub enum Key {
 impl Key {
     /// Whether it says something about a source, and nothing without one.
     pub(super) fn needs_source(&self) -> bool {
-        use Key::{AfterUpdate, DeployDir, Shared, Switch};
-        matches!(self, AfterUpdate | DeployDir | Shared | Switch)
+        use Key::{AfterUpdate, DeployDir, Digest, Shared, Submodules, Switch, Verify};
+        matches!(
+            self,
+            AfterUpdate | DeployDir | Digest | Shared | Submodules | Switch | Verify
+        )
     }
 }
 
@@ -263,6 +268,8 @@ const KEYS: &[KeySpec] = {
         row("source-ssh-key", Both, Nothing(Key::SshKey)),
         row("source-known-hosts", Both, Nothing(Key::KnownHosts)),
         row("source-token-file", Both, Nothing(Key::TokenFile)),
+        row("source-verify", Program, Nothing(Key::Verify)),
+        row("source-submodules", Program, Nothing(Key::Submodules)),
         row("s3-endpoint", Both, Nothing(Key::S3Endpoint)),
         row("s3-region", Both, Nothing(Key::S3Region)),
         row("s3-credentials", Both, Nothing(Key::S3Credentials)),

@@ -344,6 +344,10 @@ pub struct Source {
     pub known_hosts: Option<PathBuf>,
     /// `source-token-file`.
     pub token_file: Option<PathBuf>,
+    /// `source-verify`: the keys of those who sign.
+    pub verify: Option<PathBuf>,
+    /// `source-submodules`.
+    pub submodules: bool,
     /// `s3-…` and `aws-…`.
     pub s3: S3,
     /// `source-digest`: what an archive has to be.

@@ -1,27 +1,33 @@
 //! Code from git: by the git command, kept on a short leash.
 //!
-//! Hooks, submodules, prompts and protocols other than those of the configuration are off; what
+//! Hooks, prompts and protocols other than those of the configuration are off; what
 //! is fetched is a commit by its number, so that nothing that moves meanwhile can mix.
 
+use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
+
+use sha2::{Digest, Sha256};
 
 use super::hooks::wait;
 use super::{Failure, Outcome};
 use crate::config::model::Source;
-use crate::config::remote::{GIT_PROTOCOLS, Login};
+use crate::config::remote::{self, GIT_PROTOCOLS, Login, Remote};
 
 /// How long a question may take.
-const QUESTION: Duration = Duration::from_secs(60);
+pub(super) const QUESTION: Duration = Duration::from_secs(60);
 /// How long fetching may take.
 const FETCH: Duration = Duration::from_secs(3600);
 /// How many commits are listed at most.
 const LOG: u32 = 50;
+/// How deep submodules may lie in submodules.
+const DEEPEST: usize = 5;
 /// What git says is shown up to this length, in bytes.
 const SAID: usize = 4096;
 
@@ -49,6 +55,21 @@ pub struct Tip {
     pub commit: String,
     /// The name of the reference that leads to it, as the remote has it; none for a commit.
     pub name: Option<String>,
+    /// The tag that leads to it, if that is an object of its own.
+    pub tag: Option<String>,
+}
+
+/// A submodule in a tree.
+struct Module {
+    path: String,
+    commit: String,
+}
+
+/// How much has been written of a release so far.
+#[derive(Default)]
+struct Size {
+    files: u64,
+    bytes: u64,
 }
 
 impl Git<'_> {
@@ -57,7 +78,11 @@ impl Git<'_> {
         let full = |r: &str| matches!(r.len(), 40 | 64) && r.bytes().all(|b| b.is_ascii_hexdigit());
         if let Some(commit) = self.reference.filter(|r| full(r)) {
             let commit = commit.to_ascii_lowercase();
-            return Ok(Tip { commit, name: None });
+            return Ok(Tip {
+                commit,
+                name: None,
+                tag: None,
+            });
         }
         let wanted: Vec<String> = match self.reference {
             None => vec!["HEAD".into()],
@@ -74,10 +99,12 @@ impl Git<'_> {
         let found: Vec<(&str, &str)> = said.lines().filter_map(|l| l.split_once('\t')).collect();
         for name in &wanted {
             if let Some((commit, _)) = found.iter().find(|(_, found)| found == name) {
-                let name = name.trim_end_matches("^{}").to_owned();
+                let bare = name.strip_suffix("^{}");
+                let tag = bare.and_then(|bare| found.iter().find(|(_, name)| *name == bare));
                 return Ok(Tip {
                     commit: (*commit).to_owned(),
-                    name: Some(name),
+                    name: Some(bare.unwrap_or(name).to_owned()),
+                    tag: tag.map(|(object, _)| (*object).to_owned()),
                 });
             }
         }
@@ -95,7 +122,12 @@ impl Git<'_> {
                 .arg(&self.objects);
             self.run(init, QUESTION, "make a repository for")?;
         }
-        if self.has(&tip.commit) {
+        self.fetch_object(&tip.commit, tip)
+    }
+
+    /// Brings a commit or a tag here.
+    pub fn fetch_object(&self, object: &str, tip: &Tip) -> Outcome<()> {
+        if self.has(object) {
             return Ok(());
         }
         let fetch = |what: &str| {
@@ -114,20 +146,20 @@ impl Git<'_> {
             ]);
             self.run(command, FETCH, "fetch from")
         };
-        let by_number = fetch(&tip.commit);
+        let by_number = fetch(object);
         if by_number.is_err()
             && let Some(name) = &tip.name
         {
             // Servers need not give out a commit by its number.
             fetch(name)?;
         }
-        if self.has(&tip.commit) {
+        if self.has(object) {
             return Ok(());
         }
         by_number?;
         Err(Failure::new(format!(
-            "{} has moved on while {} was fetched; the next update takes what is there then",
-            self.url, tip.commit
+            "{} has moved on while {object} was fetched; the next update takes what is there then",
+            self.url
         )))
     }
 
@@ -154,21 +186,25 @@ impl Git<'_> {
         Ok(said.lines().map(str::to_owned).collect())
     }
 
-    fn has(&self, commit: &str) -> bool {
+    fn has(&self, object: &str) -> bool {
         let mut command = self.local();
-        command.args(["cat-file", "-e", &format!("{commit}^{{commit}}")]);
+        command.args(["cat-file", "-e", object]);
         command.stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     }
 
     /// Writes the files of a commit into an empty directory.
     pub fn export(&self, commit: &str, tree: &Path) -> Outcome<()> {
+        self.export_into(commit, tree, &mut Size::default(), 0)
+    }
+
+    fn export_into(&self, commit: &str, tree: &Path, size: &mut Size, depth: usize) -> Outcome<()> {
         let what = match self.path {
             Some(path) => format!("{commit}:{path}"),
             None => commit.to_owned(),
         };
-        self.check_size(&what, commit)?;
-        let index = tree.with_extension("index");
+        let modules = self.survey(&what, commit, size)?;
+        let index = self.objects.with_extension("index");
         let mut read = self.local();
         read.env("GIT_INDEX_FILE", &index)
             .args(["read-tree", &what]);
@@ -188,11 +224,18 @@ impl Git<'_> {
         ]);
         self.run(write, FETCH, "write the files of")?;
         let _ = fs::remove_file(&index);
+        if self.source.submodules && !modules.is_empty() {
+            let addresses = self.addresses(commit)?;
+            for module in modules {
+                self.module(&module, &addresses, tree, size, depth + 1)?;
+            }
+        }
         Ok(())
     }
 
-    /// Refuses what is too large before any of it is written.
-    fn check_size(&self, what: &str, commit: &str) -> Outcome<()> {
+    /// What there is in a tree of submodules. Refuses what is too large before any of it is
+    /// written.
+    fn survey(&self, what: &str, commit: &str, size: &mut Size) -> Outcome<Vec<Module>> {
         let mut list = self.local();
         list.args(["ls-tree", "-r", "-l", "-z", "--full-tree", what]);
         let said = match (self.run(list, FETCH, "list the files of"), self.path) {
@@ -202,15 +245,20 @@ impl Git<'_> {
             }
             (said, _) => said?,
         };
-        let (mut files, mut bytes) = (0_u64, 0_u64);
+        let mut modules = Vec::new();
         for line in said.split_terminator('\0') {
-            files += 1;
-            let size = line
-                .split('\t')
-                .next()
-                .and_then(|l| l.split_whitespace().nth(3));
-            bytes += size.and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
+            let (facts, path) = line.split_once('\t').unwrap_or((line, ""));
+            let facts: Vec<&str> = facts.split_whitespace().collect();
+            if let ["160000", _, commit, ..] = facts.as_slice() {
+                modules.push(Module {
+                    path: path.to_owned(),
+                    commit: (*commit).to_owned(),
+                });
+            }
+            size.files += 1;
+            size.bytes += facts.get(3).and_then(|s| s.parse().ok()).unwrap_or(0);
         }
+        let Size { files, bytes } = *size;
         let source = self.source;
         if bytes > source.max_size || files > source.max_files {
             return Err(Failure::lasting(format!(
@@ -218,11 +266,100 @@ impl Git<'_> {
                 source.max_files, source.max_size
             )));
         }
-        Ok(())
+        Ok(modules)
+    }
+
+    /// The addresses of submodules, by the path of each in the whole repository.
+    fn addresses(&self, commit: &str) -> Outcome<HashMap<String, String>> {
+        let mut list = self.local();
+        list.args(["config", "--null", "--blob"]);
+        list.arg(format!("{commit}:.gitmodules"));
+        list.args(["--get-regexp", r"^submodule\..*\.(path|url)$"]);
+        let said = self.run(list, QUESTION, "read .gitmodules of");
+        let said = said.map_err(|e| Failure::lasting(e.message))?;
+        let (mut paths, mut urls) = (HashMap::new(), HashMap::new());
+        for setting in said.split_terminator('\0') {
+            let (key, value) = setting.split_once('\n').unwrap_or((setting, ""));
+            match key.rsplit_once('.') {
+                Some((name, "path")) => drop(paths.insert(name.to_owned(), value.to_owned())),
+                Some((name, _)) => drop(urls.insert(name.to_owned(), value.to_owned())),
+                None => {}
+            }
+        }
+        let found = paths.into_iter();
+        Ok(found
+            .filter_map(|(name, path)| Some((path, urls.remove(&name)?)))
+            .collect())
+    }
+
+    /// Writes the files of a submodule to their place.
+    fn module(
+        &self,
+        module: &Module,
+        addresses: &HashMap<String, String>,
+        tree: &Path,
+        size: &mut Size,
+        depth: usize,
+    ) -> Outcome<()> {
+        let Module { path, commit } = module;
+        let whole = match self.path {
+            Some(outer) => format!("{outer}/{path}"),
+            None => path.clone(),
+        };
+        let bad = |how: String| Failure::lasting(format!("the submodule {whole} {how}"));
+        if depth > DEEPEST {
+            return Err(bad("lies too deep".to_owned()));
+        }
+        let address = addresses.get(&whole);
+        let address = address.ok_or_else(|| bad("has no address in .gitmodules".to_owned()))?;
+        let url = resolved(self.url, address);
+        let remote =
+            remote::parse(&url).map_err(|e| bad(format!("has the address {url}: it {e}")))?;
+        let Remote::Git {
+            url,
+            login,
+            reference: None,
+            path: None,
+        } = remote
+        else {
+            return Err(bad(format!(
+                "has the address {url}, which is no repository"
+            )));
+        };
+        // Who writes a repository is not to read others of this machine.
+        if url.starts_with("file:") && !self.url.starts_with("file:") {
+            return Err(bad(format!(
+                "has the address {url}, a place of this machine"
+            )));
+        }
+        let mut name = String::new();
+        for byte in Sha256::digest(&url).iter().take(8) {
+            let _ = write!(name, "{byte:02x}");
+        }
+        let git = Git {
+            url: &url,
+            // A secret is for its host.
+            login: login
+                .as_ref()
+                .or(self.login.filter(|_| host(&url) == host(self.url))),
+            reference: None,
+            path: None,
+            source: self.source,
+            objects: self.objects.with_file_name("modules").join(name),
+        };
+        let tip = Tip {
+            commit: commit.clone(),
+            name: None,
+            tag: None,
+        };
+        git.fetch(&tip)?;
+        let at = tree.join(path);
+        fs::create_dir_all(&at).map_err(Failure::io(format!("make {}", at.display())))?;
+        git.export_into(commit, &at, size, depth)
     }
 
     /// git in the repository of objects.
-    fn local(&self) -> Command {
+    pub(super) fn local(&self) -> Command {
         let mut command = self.command();
         command.env("GIT_DIR", &self.objects);
         command
@@ -317,17 +454,8 @@ impl Git<'_> {
     }
 
     /// Runs git; what it prints. What it says goes into the failure.
-    fn run(&self, mut command: Command, timeout: Duration, doing: &str) -> Outcome<String> {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let spawned = command.spawn();
-        let mut child = spawned.map_err(Failure::io("start git (is it installed?)"))?;
-        let out = collect(child.stdout.take());
-        let err = collect(child.stderr.take());
-        let status = wait(&mut child, Some(timeout));
-        let (out, err) = (
-            out.join().unwrap_or_default(),
-            err.join().unwrap_or_default(),
-        );
+    pub(super) fn run(&self, command: Command, timeout: Duration, doing: &str) -> Outcome<String> {
+        let (status, out, err) = finish(command, timeout)?;
         match status {
             Some(status) if status.success() => Ok(out),
             Some(status) => {
@@ -340,6 +468,62 @@ impl Git<'_> {
             ))),
         }
     }
+
+    /// Asks git something that may be true or not, and what it says of that.
+    pub(super) fn ask(&self, command: Command) -> Outcome<(bool, String)> {
+        let (status, _, err) = finish(command, QUESTION)?;
+        Ok((status.is_some_and(|s| s.success()), err))
+    }
+}
+
+/// An address in `.gitmodules` may be relative to that of the repository.
+fn resolved(base: &str, address: &str) -> String {
+    let mut base = base.trim_end_matches('/');
+    let mut rest = address;
+    if !rest.starts_with("./") && !rest.starts_with("../") {
+        return address.to_owned();
+    }
+    loop {
+        if let Some(same) = rest.strip_prefix("./") {
+            rest = same;
+        } else if let Some(up) = rest.strip_prefix("../") {
+            rest = up;
+            base = match (base.rfind('/'), base.rfind(':')) {
+                (Some(at), _) => &base[..at],
+                // `git@host:app.git`
+                (None, Some(at)) => &base[..=at],
+                (None, None) => base,
+            };
+        } else {
+            let between = if base.ends_with(':') { "" } else { "/" };
+            return format!("{base}{between}{rest}");
+        }
+    }
+}
+
+/// Scheme and host of an address.
+fn host(url: &str) -> Option<&str> {
+    let (scheme, rest) = url.split_once("://")?;
+    let end = rest.find('/').unwrap_or(rest.len());
+    Some(&url[..scheme.len() + 3 + end])
+}
+
+/// Runs git to its end: how that was (none: it took too long), what it printed and said.
+fn finish(
+    mut command: Command,
+    timeout: Duration,
+) -> Outcome<(Option<ExitStatus>, String, String)> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let spawned = command.spawn();
+    let mut child = spawned.map_err(Failure::io("start git (is it installed?)"))?;
+    let out = collect(child.stdout.take());
+    let err = collect(child.stderr.take());
+    let status = wait(&mut child, Some(timeout));
+    let (out, err) = (
+        out.join().unwrap_or_default(),
+        err.join().unwrap_or_default(),
+    );
+    Ok((status, out, err))
 }
 
 type Collected = std::thread::JoinHandle<String>;
@@ -388,4 +572,46 @@ fn explain(said: &str) -> Option<String> {
         text.push_str(" (source-ssh-key = FILE names a key that the host knows)");
     }
     (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{host, resolved};
+
+    #[test]
+    fn addresses_of_submodules_may_be_relative() {
+        for (base, address, whole) in [
+            (
+                "https://h/team/app.git",
+                "../lib.git",
+                "https://h/team/lib.git",
+            ),
+            (
+                "https://h/team/app.git/",
+                "../../x/lib.git",
+                "https://h/x/lib.git",
+            ),
+            ("git@h:team/app.git", "../lib.git", "git@h:team/lib.git"),
+            ("git@h:app.git", "../lib.git", "git@h:lib.git"),
+            (
+                "https://h/app.git",
+                "./lib.git",
+                "https://h/app.git/lib.git",
+            ),
+            (
+                "https://h/app.git",
+                "https://o/lib.git",
+                "https://o/lib.git",
+            ),
+        ] {
+            assert_eq!(resolved(base, address), whole);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_for_one_host() {
+        assert_eq!(host("https://h:8/a/b"), Some("https://h:8"));
+        assert_ne!(host("https://h/a"), host("http://h/a"));
+        assert_ne!(host("https://h/a"), host("https://h.evil/a"));
+    }
 }

@@ -9,6 +9,7 @@
 //!  ├ update   the steps of an update, and of a rollback; the journal makes each crash harmless
 //!  ├ report   what people ask: releases, why, verify
 //!  ├ git, http, s3, archive   where code comes from, and how it is unpacked
+//!  ├ netrc, signature         what one logs in with, and who may sign
 //!  ├ hooks    the scripts that may refuse it
 //!  ├ release  the directory: releases, current, shared files, what is deleted
 //!  └ state    what is remembered from one update to the next
@@ -18,9 +19,11 @@ mod archive;
 mod git;
 mod hooks;
 mod http;
+mod netrc;
 mod release;
 mod report;
 mod s3;
+mod signature;
 mod state;
 mod update;
 pub mod worker;

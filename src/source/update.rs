@@ -8,14 +8,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use sha2::{Digest as _, Sha256};
+
 use super::archive::{self, Limits};
 use super::git::{Git, Tip};
 use super::hooks::{self, Answer};
 use super::http::{Archive, Look};
 use super::release::{Entry, Lock, Manifest, Place, previous_good, short};
-use super::s3;
 use super::state::{Deferred, Journal, Phase, Pin, Refused, Seen, State, now};
 use super::{DEFERRED, Failure, Job, Outcome, Verdict};
+use super::{netrc, s3, signature};
 use crate::config::model::Source;
 use crate::config::remote::{Kind, Login, Remote};
 
@@ -70,7 +72,14 @@ impl<'a> Worker<'a> {
     pub fn new(job: &'a Job) -> Outcome<Self> {
         let source = &job.source;
         let login = match &source.token_file {
-            None => source.remote.login().cloned(),
+            None => source
+                .remote
+                .login()
+                .cloned()
+                .or_else(|| match &source.remote {
+                    Remote::Archive { url, .. } => netrc::login(url),
+                    _ => None,
+                }),
             Some(path) => {
                 let text = std::fs::read_to_string(path);
                 let text = text.map_err(Failure::io(format!("read {}", path.display())))?;
@@ -237,11 +246,15 @@ impl<'a> Worker<'a> {
         let Source {
             remote,
             digest,
+            verify,
+            submodules,
             max_size,
             max_files,
             ..
         } = self.source;
-        format!("{remote} {digest:?} {max_size} {max_files}")
+        let signers = verify.as_ref().map(|keys| std::fs::read(keys).ok());
+        let signers = signers.map(|keys| Sha256::digest(keys.unwrap_or_default()));
+        format!("{remote} {digest:?} {signers:x?} {submodules} {max_size} {max_files}")
     }
 
     fn revision_of(&self, release: Option<&str>) -> Outcome<Option<String>> {
@@ -357,8 +370,20 @@ impl<'a> Worker<'a> {
     ) -> Outcome<Manifest> {
         if let Some(revision) = found.revision() {
             // What is here already may have come under other terms.
-            if let Found::Archive { archive, .. } = found {
-                self.judge(state, revision, archive.verify(revision))?;
+            match found {
+                Found::Archive { archive, .. } => {
+                    self.judge(state, revision, archive.verify(revision))?;
+                }
+                Found::Git(git, tip) => {
+                    if let Some(keys) = &self.source.verify {
+                        fetch(git, tip)?;
+                        let verified = step("verify", || {
+                            let by = signature::verify(git, tip, keys)?;
+                            Ok(((), by))
+                        });
+                        self.judge(state, revision, verified)?;
+                    }
+                }
             }
             if let Some(there) = self.there(revision, doubted)? {
                 return Ok(there);
@@ -366,10 +391,12 @@ impl<'a> Worker<'a> {
         }
         let tree = self.place.staging()?;
         let revision = match found {
-            Found::Git(git, tip) => step("fetch", || {
-                git.fetch(tip)?;
-                Ok((tip.commit.clone(), short(&tip.commit)))
-            })?,
+            Found::Git(git, tip) => {
+                if self.source.verify.is_none() {
+                    fetch(git, tip)?;
+                }
+                tip.commit.clone()
+            }
             Found::Archive { archive, .. } => {
                 let file = tree.with_extension("archive");
                 let (revision, marks) = step("fetch", || {
@@ -614,6 +641,9 @@ impl<'a> Worker<'a> {
             let revision = match &found {
                 Found::Git(git, tip) => {
                     git.fetch(tip)?;
+                    if let Some(keys) = &self.source.verify {
+                        signature::verify(git, tip, keys)?;
+                    }
                     tip.commit.clone()
                 }
                 Found::Archive { archive, .. } => {
@@ -829,6 +859,14 @@ impl<'a> Worker<'a> {
         };
         hooks::run(dir.as_deref(), &variables, self.source.hook_timeout)
     }
+}
+
+/// The step that brings a commit here.
+fn fetch(git: &Git<'_>, tip: &Tip) -> Outcome<()> {
+    step("fetch", || {
+        git.fetch(tip)?;
+        Ok(((), short(&tip.commit)))
+    })
 }
 
 /// What a remote has.

@@ -12,6 +12,7 @@ mod child;
 mod clients;
 mod config;
 mod examples;
+mod git;
 mod kills;
 mod layers;
 mod records;

@@ -13,12 +13,12 @@ use crate::harness::{
 };
 
 /// A repository that somebody pushes to.
-struct Repository {
-    dir: PathBuf,
+pub struct Repository {
+    pub dir: PathBuf,
 }
 
 impl Repository {
-    fn new(site: &Site) -> Self {
+    pub fn new(site: &Site) -> Self {
         let repository = Self {
             dir: site.path("shared/origin.git"),
         };
@@ -28,7 +28,7 @@ impl Repository {
         repository
     }
 
-    fn git(&self, words: &[&str]) -> String {
+    pub fn git(&self, words: &[&str]) -> String {
         let mut git = Command::new("git");
         git.arg("-C").arg(&self.dir);
         git.args([
@@ -44,7 +44,7 @@ impl Repository {
     }
 
     /// Commits `text` as the content of all that is there; its number.
-    fn commit(&self, text: &str) -> String {
+    pub fn commit(&self, text: &str) -> String {
         fs::create_dir_all(self.dir.join("config/deep")).unwrap();
         for name in ["app", "config/app", "config/deep/app"] {
             fs::write(self.dir.join(name), text).unwrap();
@@ -60,7 +60,7 @@ impl Repository {
 }
 
 /// A daemon with a program `app` that follows a repository by hand, and that.
-fn follow(source: &str, keys: &str) -> (Daemon, Repository) {
+pub fn follow(source: &str, keys: &str) -> (Daemon, Repository) {
     let site = Site::new();
     let repository = Repository::new(&site);
     let source = format!("@S@/origin.git{source}");
@@ -68,7 +68,7 @@ fn follow(source: &str, keys: &str) -> (Daemon, Repository) {
 }
 
 /// A daemon with a program `app` that follows this by hand.
-fn follow_what(site: Site, source: &str, keys: &str) -> Daemon {
+pub fn follow_what(site: Site, source: &str, keys: &str) -> Daemon {
     let dir = site.path("deploy");
     fs::create_dir(&dir).unwrap();
     if root() {
@@ -86,11 +86,11 @@ fn follow_what(site: Site, source: &str, keys: &str) -> Daemon {
     site.start()
 }
 
-fn current(d: &Daemon) -> String {
+pub fn current(d: &Daemon) -> String {
     fs::read_to_string(d.path("deploy/current/app")).unwrap_or_default()
 }
 
-fn update(d: &Daemon) -> Done {
+pub fn update(d: &Daemon) -> Done {
     d.ask(OWNER, ["app", "update"])
 }
 
@@ -99,7 +99,7 @@ fn hook(d: &Daemon, name: &str, body: &str) {
     executable(&d.path(name), body.as_bytes());
 }
 
-fn why(d: &Daemon) -> String {
+pub fn why(d: &Daemon) -> String {
     d.ask(OWNER, ["WHY", "app"]).exits(0).text()
 }
 
@@ -856,7 +856,7 @@ fn python(code: &str) {
 }
 
 /// Makes an archive whose file `app` holds `text`.
-fn pack(at: &Path, text: &str) {
+pub fn pack(at: &Path, text: &str) {
     let dir = at.with_extension("tree");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(dir.join("config")).unwrap();
