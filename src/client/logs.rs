@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
+use super::terminal;
 use super::view::View;
 use super::{Connection, Exit, Problem, say, socket_path};
 use crate::cli::{LogsOptions, Target};
@@ -53,7 +54,10 @@ fn one(
     let mut connection = Connection::ask(&socket_path(target)?, &Request::Logs(request))?;
     let mut show: Option<Show> = None;
     loop {
-        match connection.expect()? {
+        let reply = connection.expect()?;
+        terminal::hide_status();
+        match reply {
+            Reply::Status { text } => terminal::show_status(&text),
             Reply::Started { fds, .. } => {
                 let mut take = || {
                     connection

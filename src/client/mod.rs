@@ -154,6 +154,7 @@ impl From<io::Error> for Problem {
 /// Says something to the user: on stderr, behind the program's name, control characters shown
 /// as what they are.
 pub fn say(text: &str) {
+    terminal::hide_status();
     let mut lines = String::new();
     let end = if terminal::is_raw() { "\r\n" } else { "\n" };
     for line in text.lines() {

@@ -183,7 +183,9 @@ impl Follower {
             let Some(reply) = connection.receive()? else {
                 return Err(Fault::Lost.into());
             };
+            terminal::hide_status();
             match reply {
+                Reply::Status { text } => terminal::show_status(&text),
                 Reply::Accepted { id, behind } => {
                     self.accepted(id);
                     if self.detach {

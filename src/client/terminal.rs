@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -43,6 +43,31 @@ pub fn here() -> Option<Terminal> {
 /// Whether lines have to be ended as a terminal in raw mode wants it.
 pub fn is_raw() -> bool {
     held(&BEFORE).is_some()
+}
+
+/// Whether a line stands there that is to go.
+static STATUS: AtomicBool = AtomicBool::new(false);
+
+/// Shows what a run says of itself in a line that goes again, if a person is looking.
+pub fn show_status(text: &str) {
+    let Some(cols) = tcgetwinsize(io::stderr()).ok().map(|size| size.ws_col) else {
+        return;
+    };
+    hide_status();
+    // Not up to the edge: there the line would become two.
+    let width = usize::from(cols.max(2)) - 1;
+    let line: String = super::printable(text).chars().take(width).collect();
+    if !line.is_empty() {
+        STATUS.store(true, Ordering::Relaxed);
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+}
+
+/// Takes that line away.
+pub fn hide_status() {
+    if STATUS.swap(false, Ordering::Relaxed) {
+        let _ = io::stderr().write_all(b"\r\x1b[K");
+    }
 }
 
 /// Makes the terminal what it was.

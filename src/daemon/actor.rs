@@ -460,12 +460,9 @@ impl Actor {
                     policy: None,
                 });
             }
-            if let Some((signs, over)) = run.signs.take().zip(run.pidfd.clone()) {
-                self.hands
-                    .heed(signs, &program, id, order.spec.watchdog, over);
-            }
         }
         let closed = run.without_output();
+        let signs = run.signs.take();
         self.hands.attend(id, &mut run);
         let stage = Stage::Live {
             started_at,
@@ -481,6 +478,7 @@ impl Actor {
                 stage,
             },
         );
+        self.heed(id, signs);
         self.feed(Event::Adopted {
             run: id,
             lane,
@@ -974,6 +972,8 @@ impl Actor {
                 program: program.clone(),
             });
             self.await_ready(program, id, signs);
+        } else {
+            self.heed(id, signs);
         }
     }
 

@@ -67,9 +67,10 @@ pub fn what(action: &ActionName, args: &[String]) -> Result<What, String> {
     }
 }
 
-/// The job of an order about code; none if it is about something else.
+/// The job of an order about code; none if it is about something else. `listener` hears how far
+/// it has come.
 #[must_use]
-pub fn job(id: RunId, order: &Order) -> Option<Job> {
+pub fn job(id: RunId, order: &Order, listener: Option<String>) -> Option<Job> {
     let source = order.spec.source.as_ref();
     let source = source.filter(|_| is_about(&order.spec, &order.action))?;
     Some(Job {
@@ -79,6 +80,7 @@ pub fn job(id: RunId, order: &Order) -> Option<Job> {
         reason: order.reason.clone(),
         source: source.clone(),
         what: what(&order.action, &order.args).ok()?,
+        listener,
     })
 }
 
@@ -151,6 +153,7 @@ impl Question {
             reason: None,
             source: source.clone(),
             what: self.what.clone(),
+            listener: None,
         };
         let update = ActionName::update();
         let identity = common.identities.resolve(self.spec.run_as(&update));

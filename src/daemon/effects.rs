@@ -309,9 +309,10 @@ impl Hands {
         run: RunId,
         watchdog: Option<Duration>,
         over: Arc<OwnedFd>,
+        log: Arc<LiveLog>,
     ) {
         let (actor, program) = (self.actor.clone(), program.clone());
-        tokio::spawn(signs::heed(signs, actor, program, run, watchdog, over));
+        tokio::spawn(signs::heed(signs, actor, program, run, watchdog, over, log));
     }
 
     /// Reports that a process is ready when something listens on the port.
@@ -762,18 +763,21 @@ impl Job {
             _ => self.pipes(&identity),
         };
         let (ends, [stdin, stdout, stderr]) = streams.map_err(spawn_failed)?;
-        let (signs, means) = if order.is_service() {
-            let prepared = signs::prepare(spec, identity.uid);
-            prepared.map_err(|e| failed(format!("cannot listen for its signs: {e}"), 126))?
-        } else {
-            (None, signs::Means::default())
-        };
-        let mut extra = means.extra;
-        let job = code::job(self.id, order);
-        if let Some(job) = &job {
-            let handed = code::hand_over(job, &identity);
-            extra =
-                Some(handed.map_err(|e| failed(format!("cannot hand over its job: {e}"), 126))?);
+        let cannot_listen = |e| failed(format!("cannot listen for its signs: {e}"), 126);
+        let (mut signs, mut means) = (None, signs::Means::default());
+        let mut is_worker = false;
+        if order.is_service() {
+            (signs, means) = signs::prepare(spec, identity.uid).map_err(cannot_listen)?;
+        } else if code::is_about(spec, &order.action) {
+            let (listener, its) = signs::for_worker(identity.uid).map_err(cannot_listen)?;
+            signs = Some(its);
+            if let Some(job) = code::job(self.id, order, Some(listener)) {
+                let handed = code::hand_over(&job, &identity);
+                let handed =
+                    handed.map_err(|e| failed(format!("cannot hand over its job: {e}"), 126))?;
+                means.extra = Some(handed);
+                is_worker = true;
+            }
         }
         let started = ToKeeper::Started {
             run: self.id.0,
@@ -800,14 +804,14 @@ impl Job {
             more: &means.env,
             identity: &identity,
             nofile: self.surroundings.nofile,
-            worker: job.as_ref().map(|_| self.surroundings.binary.as_fd()),
+            worker: is_worker.then(|| self.surroundings.binary.as_fd()),
         };
         let stdio = spawn::Stdio {
             stdin,
             stdout,
             stderr,
             terminal: has_tty,
-            extra,
+            extra: means.extra,
         };
         let process = spawn::prepare(&plan, &stdio, report).map_err(spawn_failed)?;
         let groups = self.surroundings.cgroups.as_ref();
@@ -1032,11 +1036,7 @@ pub fn observe(
         progress: tell,
         actor: actor.clone(),
     });
-    let live = LiveLog {
-        log,
-        index,
-        progress,
-    };
+    let live = LiveLog::new(log, index, progress);
     (
         PumpRun {
             run,

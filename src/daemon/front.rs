@@ -1281,9 +1281,5 @@ pub fn stored_log(log_dir: &std::path::Path, program: &ProgramName, id: RunId) -
         dropped: 0,
         complete: true,
     });
-    Some(LiveLog {
-        log,
-        index,
-        progress,
-    })
+    Some(LiveLog::new(log, index, progress))
 }

@@ -452,11 +452,7 @@ impl Recovery<'_> {
                 let none = || {
                     let (_, progress) =
                         tokio::sync::watch::channel(crate::server::Progress::default());
-                    crate::server::LiveLog {
-                        log: paths.0,
-                        index: paths.1,
-                        progress,
-                    }
+                    crate::server::LiveLog::new(paths.0, paths.1, progress)
                 };
                 (None, Arc::new(stored.unwrap_or_else(none)))
             }

@@ -1,9 +1,11 @@
-//! How the process of a supervised program says that it is ready and that it is well.
+//! How a process says that it is ready, that it is well, and how far it has come.
 //!
 //! `ready = notify` and `watchdog` speak the protocol of `sd_notify`: datagrams to a socket with
 //! an abstract name, believed if the kernel says that they come from the program's user or root.
+//! So do workers, which say how far a download has come.
 //! `ready = fd:N` is a newline on a pipe.
 
+use std::borrow::Cow;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{OwnedFd, RawFd};
@@ -25,6 +27,7 @@ use tokio::time::Instant;
 use super::actor::Msg;
 use crate::config::model::{Program, Ready};
 use crate::ids::{ProgramName, RunId};
+use crate::server::LiveLog;
 use crate::sys;
 
 /// Longest message of `sd_notify`, in bytes.
@@ -67,18 +70,13 @@ pub fn prepare(spec: &Program, uid: u32) -> io::Result<(Option<Signs>, Means)> {
         resumed: false,
     };
     if spec.ready == Some(Ready::Notify) || spec.watchdog.is_some() {
-        let mut random = [0; 8];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        let name = format!("deployer-notify-{:016x}", u64::from_ne_bytes(random));
-        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
-        socket.set_nonblocking(true)?;
-        set_socket_passcred(&socket, true)?;
+        let (name, socket) = open()?;
         means.env.push(("NOTIFY_SOCKET".into(), format!("@{name}")));
         if let Some(time) = spec.watchdog {
             let time = time.as_micros().to_string();
             means.env.push(("WATCHDOG_USEC".into(), time));
         }
-        signs.socket = Some((socket.into(), uid));
+        signs.socket = Some((socket, uid));
     }
     if let Some(Ready::Fd(number)) = spec.ready {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -90,6 +88,31 @@ pub fn prepare(spec: &Program, uid: u32) -> io::Result<(Option<Signs>, Means)> {
     }
     let any = signs.socket.is_some() || signs.pipe.is_some();
     Ok((any.then_some(signs), means))
+}
+
+/// Makes a socket for a worker of this user; its name too.
+///
+/// # Errors
+/// No descriptors left.
+pub fn for_worker(uid: u32) -> io::Result<(String, Signs)> {
+    let (name, socket) = open()?;
+    let signs = Signs {
+        socket: Some((socket, uid)),
+        pipe: None,
+        resumed: false,
+    };
+    Ok((name, signs))
+}
+
+/// A socket with a name that nobody guesses.
+fn open() -> io::Result<(String, OwnedFd)> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    let name = format!("deployer-notify-{:016x}", u64::from_ne_bytes(random));
+    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    socket.set_nonblocking(true)?;
+    set_socket_passcred(&socket, true)?;
+    Ok((name, socket.into()))
 }
 
 /// What a process that a former daemon started speaks to, from its environment.
@@ -111,7 +134,8 @@ pub fn resume(pid: i32) -> Option<Signs> {
 }
 
 /// Hears what a process says until it is over: tells the actor when it is ready,
-/// and when it has been silent for longer than its `watchdog`.
+/// and when it has been silent for longer than its `watchdog`; and those who look at its log what
+/// it says of itself.
 pub async fn heed(
     signs: Signs,
     actor: mpsc::UnboundedSender<Msg>,
@@ -119,6 +143,7 @@ pub async fn heed(
     run: RunId,
     watchdog: Option<Duration>,
     over: Arc<OwnedFd>,
+    log: Arc<LiveLog>,
 ) {
     if let Some(pipe) = signs.pipe {
         let (actor, program) = (actor.clone(), program.clone());
@@ -160,6 +185,9 @@ pub async fn heed(
                     if words.trouble {
                         deadline = watchdog.map(|_| Instant::now());
                     }
+                    if let Some(status) = words.status {
+                        log.status.send_replace(status);
+                    }
                 }
                 Err(_) => return,
             },
@@ -178,6 +206,8 @@ struct Words {
     ready: bool,
     well: bool,
     trouble: bool,
+    /// How it is, in its own words.
+    status: Option<String>,
 }
 
 fn understand(message: &[u8]) -> Words {
@@ -187,7 +217,10 @@ fn understand(message: &[u8]) -> Words {
             b"READY=1" => words.ready = true,
             b"WATCHDOG=1" => words.well = true,
             b"WATCHDOG=trigger" => words.trouble = true,
-            _ => {}
+            _ => {
+                let status = line.strip_prefix(b"STATUS=").map(String::from_utf8_lossy);
+                words.status = status.map(Cow::into_owned).or(words.status);
+            }
         }
     }
     words
@@ -283,6 +316,7 @@ mod tests {
     fn messages_have_lines_and_most_do_not_matter() {
         let ready = understand(b"STATUS=fine\nREADY=1\nMAINPID=7");
         assert_eq!((ready.ready, ready.well), (true, false));
+        assert_eq!(ready.status.as_deref(), Some("fine"));
         assert!(understand(b"WATCHDOG=1").well && understand(b"WATCHDOG=trigger").trouble);
         assert_eq!(understand(b"READY=10\n\xff\nNOTREADY=1"), Words::default());
     }

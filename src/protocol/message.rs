@@ -252,6 +252,12 @@ pub enum Reply {
         /// Seconds.
         usually: f64,
     },
+    /// What the run says of itself just now, such as how far a download has come; empty: nothing
+    /// any more.
+    Status {
+        /// One line, for people.
+        text: String,
+    },
     /// A newer request took the place of this one; the run that covers it follows.
     Displaced,
     /// The run that answers this request has a process.

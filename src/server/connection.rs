@@ -39,6 +39,8 @@ const REFUSAL_AFTER: Duration = Duration::from_millis(10);
 
 /// How long a client that reads a log itself is not told again that it has grown.
 const QUIET: Duration = Duration::from_millis(2);
+/// How much of what a run says of itself is passed on, in characters.
+const STATUS: usize = 256;
 /// How long a client is not told of a silent run.
 const SILENCE: Duration = Duration::from_millis(2);
 
@@ -561,6 +563,8 @@ async fn start_view(
             view = Some(View {
                 live: Arc::clone(live),
                 progress: live.progress.clone(),
+                status: live.status.subscribe(),
+                told: String::new(),
                 sent: 0,
                 source: None,
                 quiet_until: Instant::now(),
@@ -573,6 +577,8 @@ async fn start_view(
             view = Some(View {
                 live: Arc::clone(live),
                 progress: live.progress.clone(),
+                status: live.status.subscribe(),
+                told: String::new(),
                 sent: wish.offset,
                 source: Some(Box::new(Source { reader, rest: None })),
                 quiet_until: Instant::now(),
@@ -624,6 +630,9 @@ async fn send_with_fds(to: &mut OwnedWriteHalf, bytes: &[u8], fds: &[OwnedFd]) -
 struct View {
     live: Arc<LiveLog>,
     progress: tokio::sync::watch::Receiver<super::Progress>,
+    status: tokio::sync::watch::Receiver<String>,
+    /// What the client was told last of what the run says of itself.
+    told: String,
     /// How far the client has been served.
     sent: u64,
     source: Option<Box<Source>>,
@@ -639,8 +648,10 @@ impl View {
             Some(v) => {
                 // One word for much is better than much talk.
                 sleep_until(v.quiet_until).await;
-                if v.progress.changed().await.is_err() {
-                    v.failed = true;
+                tokio::select! {
+                    changed = v.progress.changed() => v.failed |= changed.is_err(),
+                    // Its sender lives as long as the log.
+                    _ = v.status.changed() => {}
                 }
             }
             None => std::future::pending().await,
@@ -654,6 +665,17 @@ impl View {
 
     async fn send(&mut self, to: &mut OwnedWriteHalf) -> io::Result<()> {
         let now = *self.progress.borrow_and_update();
+        let text: String = self
+            .status
+            .borrow_and_update()
+            .chars()
+            .take(STATUS)
+            .collect();
+        if text != self.told {
+            self.told.clone_from(&text);
+            to.write_all(&control(&Reply::Status { text })).await?;
+            self.quiet_until = Instant::now() + QUIET;
+        }
         let Some(mut source) = self.source.take() else {
             if self.sent != now.bytes {
                 to.write_all(&control(&Reply::Grew { bytes: now.bytes }))

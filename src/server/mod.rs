@@ -79,6 +79,21 @@ pub struct LiveLog {
     pub index: PathBuf,
     /// How far it has come.
     pub progress: watch::Receiver<Progress>,
+    /// What its run says of itself just now, if it does; not kept.
+    pub status: watch::Sender<String>,
+}
+
+impl LiveLog {
+    /// A log in these files.
+    #[must_use]
+    pub fn new(log: PathBuf, index: PathBuf, progress: watch::Receiver<Progress>) -> Self {
+        Self {
+            log,
+            index,
+            progress,
+            status: watch::Sender::default(),
+        }
+    }
 }
 
 /// How far a log has come.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::hooks::wait;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, progress};
 use crate::config::model::Source;
 use crate::config::remote::{self, GIT_PROTOCOLS, Login, Remote};
 
@@ -132,9 +132,11 @@ impl Git<'_> {
         }
         let fetch = |what: &str| {
             let mut command = self.local();
+            command.args(["fetch", "--quiet"]);
+            if progress::is_wanted() {
+                command.arg("--progress");
+            }
             command.args([
-                "fetch",
-                "--quiet",
                 "--depth=1",
                 "--no-tags",
                 "--no-recurse-submodules",
@@ -517,7 +519,8 @@ fn finish(
     let spawned = command.spawn();
     let mut child = spawned.map_err(Failure::io("start git (is it installed?)"))?;
     let out = collect(child.stdout.take());
-    let err = collect(child.stderr.take());
+    let err = child.stderr.take();
+    let err = std::thread::spawn(move || err.map(listen).unwrap_or_default());
     let status = wait(&mut child, Some(timeout));
     let (out, err) = (
         out.join().unwrap_or_default(),
@@ -536,6 +539,50 @@ fn collect(from: Option<impl Read + Send + 'static>) -> Collected {
         }
         String::from_utf8_lossy(&bytes).into_owned()
     })
+}
+
+/// What git says, line by line, but for how far it has come: that goes to those who watch.
+fn listen(from: impl Read) -> String {
+    let mut said = String::new();
+    let mut line = Vec::new();
+    let mut finish_line = |line: &mut Vec<u8>| {
+        let text = String::from_utf8_lossy(line);
+        match progress_in(&text) {
+            Some(progress) => progress::report(|| format!("fetch: {progress}")),
+            None => {
+                said.push_str(&text);
+                said.push('\n');
+            }
+        }
+        line.clear();
+    };
+    for byte in BufReader::new(from).bytes() {
+        match byte {
+            Ok(b'\r' | b'\n') => finish_line(&mut line),
+            Ok(byte) => line.push(byte),
+            Err(_) => break,
+        }
+    }
+    if !line.is_empty() {
+        finish_line(&mut line);
+    }
+    said
+}
+
+/// What a line of git says of how far it has come, if that is what it says.
+fn progress_in(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("remote: ").unwrap_or(line).trim();
+    let (what, _) = line.split_once(": ").unwrap_or((line, ""));
+    let is_progress = matches!(
+        what,
+        "Enumerating objects"
+            | "Counting objects"
+            | "Compressing objects"
+            | "Receiving objects"
+            | "Unpacking objects"
+            | "Resolving deltas"
+    );
+    (is_progress || line.starts_with("Total ")).then_some(line)
 }
 
 /// What git said that matters to people, in one line, and what to do about it.
@@ -576,7 +623,19 @@ fn explain(said: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{host, resolved};
+    use super::{host, listen, resolved};
+
+    #[test]
+    fn how_far_git_has_come_is_not_what_it_says() {
+        let said = "remote: Enumerating objects: 3, done.\nremote: Counting objects:  33% (1/3)\r\
+                    remote: Counting objects: 100% (3/3), done.\nremote: Welcome\n\
+                    remote: Total 3 (delta 0), reused 0 (delta 0)\n\
+                    Receiving objects:  50% (1/2), 1.00 MiB | 2.00 MiB/s\rfatal: early EOF";
+        assert_eq!(
+            listen(said.as_bytes()),
+            "remote: Welcome\nfatal: early EOF\n"
+        );
+    }
 
     #[test]
     fn addresses_of_submodules_may_be_relative() {

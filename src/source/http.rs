@@ -15,7 +15,7 @@ use ureq::{Agent, Body};
 
 use super::s3::Keys;
 use super::update::not_cancelled;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, progress};
 use crate::config::model::Digest;
 use crate::config::remote::Login;
 
@@ -91,7 +91,7 @@ impl Archive<'_> {
         if marks.is_empty() {
             // Only its content tells one state from another.
             let mut from = response.into_body().into_reader();
-            let digest = self.copy(&mut from, &mut io::sink());
+            let digest = self.copy(&mut from, &mut io::sink(), None);
             return digest.map(Look::Is).map_err(|e| self.cannot_fetch(&e));
         }
         // Not every server looks at the marks that it is given.
@@ -113,10 +113,9 @@ impl Archive<'_> {
         let marks = marks_of_file(path)?;
         let file = File::open(path);
         let file = file.map_err(Failure::io(format!("open {}", path.display())))?;
-        Ok((
-            self.save(file, to).map_err(|e| self.cannot_fetch(&e))?,
-            marks,
-        ))
+        let bytes = file.metadata().ok().map(|m| m.len());
+        let saved = self.save(file, to, bytes);
+        Ok((saved.map_err(|e| self.cannot_fetch(&e))?, marks))
     }
 
     /// Whether this is what it has to be.
@@ -144,7 +143,9 @@ impl Archive<'_> {
         patiently(&self.url, || {
             let response = self.get(&self.url, None)?;
             let marks = marks_of(&response);
-            let saved = self.save(response.into_body().into_reader(), to);
+            let body = response.into_body();
+            let bytes = body.content_length();
+            let saved = self.save(body.into_reader(), to, bytes);
             saved.map(|digest| (digest, marks)).map_err(|e| Trouble {
                 passes: passes(&e),
                 message: e.to_string(),
@@ -181,12 +182,17 @@ impl Archive<'_> {
         }
     }
 
-    fn save(&self, mut from: impl Read, to: &Path) -> io::Result<String> {
-        self.copy(&mut from, &mut File::create(to)?)
+    fn save(&self, mut from: impl Read, to: &Path, expected: Option<u64>) -> io::Result<String> {
+        self.copy(&mut from, &mut File::create(to)?, expected)
     }
 
-    /// Copies what comes, and not too much of it; its SHA-256.
-    fn copy(&self, from: &mut impl Read, to: &mut impl Write) -> io::Result<String> {
+    /// Copies what comes, and not too much of it; its SHA-256. So many bytes are expected.
+    fn copy(
+        &self,
+        from: &mut impl Read,
+        to: &mut impl Write,
+        expected: Option<u64>,
+    ) -> io::Result<String> {
         let mut hash = Sha256::new();
         let mut buffer = vec![0; 128 * 1024];
         let mut bytes = 0_u64;
@@ -202,6 +208,7 @@ impl Archive<'_> {
             }
             hash.update(&buffer[..n]);
             to.write_all(&buffer[..n])?;
+            progress::report(|| format!("fetch: {}", progress::bytes(bytes, expected)));
         }
         Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }

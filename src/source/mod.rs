@@ -10,6 +10,7 @@
 //!  ├ report   what people ask: releases, why, verify
 //!  ├ git, http, s3, archive   where code comes from, and how it is unpacked
 //!  ├ netrc, signature         what one logs in with, and who may sign
+//!  ├ progress  how far a download has come, for those who watch
 //!  ├ hooks    the scripts that may refuse it
 //!  ├ release  the directory: releases, current, shared files, what is deleted
 //!  └ state    what is remembered from one update to the next
@@ -20,6 +21,7 @@ mod git;
 mod hooks;
 mod http;
 mod netrc;
+mod progress;
 mod release;
 mod report;
 mod s3;
@@ -53,6 +55,8 @@ pub struct Job {
     pub source: Source,
     /// What is asked for.
     pub what: What,
+    /// The abstract name of the socket that hears how far it has come.
+    pub listener: Option<String>,
 }
 
 /// What a worker can do.

@@ -17,7 +17,7 @@ use super::http::{Archive, Look};
 use super::release::{Entry, Lock, Manifest, Place, previous_good, short};
 use super::state::{Deferred, Journal, Phase, Pin, Refused, Seen, State, now};
 use super::{DEFERRED, Failure, Job, Outcome, Verdict};
-use super::{netrc, s3, signature};
+use super::{netrc, progress, s3, signature};
 use crate::config::model::Source;
 use crate::config::remote::{Kind, Login, Remote};
 
@@ -36,6 +36,7 @@ fn step<T>(name: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T
     let began = Instant::now();
     let result = work();
     let took = began.elapsed().as_secs_f64();
+    progress::over();
     match result {
         Ok((value, said)) => {
             tell(&format!("{name}: {said} ({took:.2} s)"));

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use nix::sys::signal::Signal;
 
 use super::update::{CANCELLED, Worker, tell};
-use super::{Failure, JOB_FD, Job, Outcome, What, report};
+use super::{Failure, JOB_FD, Job, Outcome, What, progress, report};
 use crate::sys;
 
 /// The longest job, in bytes.
@@ -44,6 +44,9 @@ fn take_job() -> Outcome<Job> {
 }
 
 fn work(job: &Job) -> Outcome<i32> {
+    if let Some(name) = &job.listener {
+        progress::report_to(name);
+    }
     let worker = Worker::new(job)?;
     match &job.what {
         What::Update { force } => worker.update(*force),

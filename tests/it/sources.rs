@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::Value;
 
@@ -11,6 +12,7 @@ use crate::harness::{
     ALICE, BOT_GID, BOT_UID, Daemon, Done, OWNER, Running, Site, chmod, executable, finish,
     free_port, root, wait_for,
 };
+use crate::terminal::Person;
 
 /// A repository that somebody pushes to.
 pub struct Repository {
@@ -1276,6 +1278,69 @@ fn f1_short_bodies_and_passing_errors_are_tried_again() {
     let failed = update(&d).exits(1);
     assert!(failed.errors().contains("cannot fetch"), "{failed:?}");
     assert_eq!(current(&d), "one");
+}
+
+/// Only who sits at a terminal sees how far a download has come.
+#[test]
+fn a_download_tells_those_at_a_terminal_how_far_it_has_come() {
+    use std::io::{BufRead, BufReader, Write};
+    let site = Site::new();
+    let at = site.path("shared/app.zip");
+    python(&format!(
+        "import zipfile; z = zipfile.ZipFile({:?}, 'w'); z.writestr('app', 'one'); z.writestr('more', bytes(1 << 20))",
+        at.display()
+    ));
+    let zip = fs::read(&at).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let opened = Arc::clone(&gate);
+    // Sends a half of it, and the rest when it may.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, gate, zip) = (stream.unwrap(), Arc::clone(&gate), zip.clone());
+            std::thread::spawn(move || {
+                let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let _ = lines.map_while(Result::ok).find(String::is_empty);
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nETag: \"1\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    zip.len()
+                );
+                let (half, rest) = zip.split_at(zip.len() / 2);
+                let _ = stream.write_all(&[head.as_bytes(), half].concat());
+                let (open, changed) = &*gate;
+                let open = changed.wait_while(open.lock().unwrap(), |open| !*open);
+                drop(open.unwrap());
+                let _ = stream.write_all(rest);
+            });
+        }
+    });
+    let d = follow_what(site, &format!("http://127.0.0.1:{port}/app.zip"), "");
+    let person = Person::new(&d, OWNER, &["app", "update"]);
+    person.sees("% of 1.0 MiB");
+    // Somebody who comes later sees it, too.
+    let late = Person::new(&d, OWNER, &["LOGS", "app", "-f"]);
+    late.sees("% of 1.0 MiB");
+    let (open, changed) = &*opened;
+    *open.lock().unwrap() = true;
+    changed.notify_all();
+    for person in [person, late] {
+        person.sees("is current");
+        let screen = person.screen();
+        assert!(screen.contains("\r\u{1b}[K"), "{screen}");
+        assert_eq!(person.leaves(), 0);
+    }
+    assert_eq!(current(&d), "one");
+    let log = d.ask(OWNER, ["LOGS", "app"]).exits(0);
+    assert!(
+        !log.text().contains('%') && !log.errors().contains('%'),
+        "{log:?}"
+    );
+    let piped = d.ask(OWNER, ["app", "update", "--force"]).exits(0);
+    assert!(
+        !piped.text().contains('%') && !piped.errors().contains('%'),
+        "{piped:?}"
+    );
 }
 
 /// git over ssh, with a key and a known host of its own.

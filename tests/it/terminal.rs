@@ -14,7 +14,7 @@ use crate::harness::{
 };
 
 /// A person at a terminal of their own, with a client.
-struct Person {
+pub struct Person {
     terminal: Terminal,
     seen: Arc<Mutex<Vec<u8>>>,
     client: Option<Running>,
@@ -22,7 +22,7 @@ struct Person {
 
 impl Person {
     /// Sits down before 30 lines of 100 characters and calls the client with these words.
-    fn new(site: &Site, user: User, words: &[&str]) -> Self {
+    pub fn new(site: &Site, user: User, words: &[&str]) -> Self {
         Self::with(site.client(user, words), user)
     }
 
@@ -60,12 +60,12 @@ impl Person {
         }
     }
 
-    fn screen(&self) -> String {
+    pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.seen.lock().unwrap()).into_owned()
     }
 
     #[track_caller]
-    fn sees(&self, text: &str) {
+    pub fn sees(&self, text: &str) {
         wait_for(&format!("{text:?} on the terminal"), || {
             self.screen().contains(text).then_some(())
         });
@@ -87,7 +87,7 @@ impl Person {
 
     /// Waits until the client has ended; its exit status.
     #[track_caller]
-    fn leaves(mut self) -> i32 {
+    pub fn leaves(mut self) -> i32 {
         let done = self.client.take().unwrap().done();
         assert!(self.is_cooked(), "the terminal is left as it was");
         done.code().unwrap_or(-1)

@@ -160,13 +160,7 @@ impl Actor {
             return;
         };
         let spec = Arc::clone(&entry.order.spec);
-        let over = match &entry.stage {
-            Stage::Live { run, .. } => run.pidfd.clone(),
-            _ => None,
-        };
-        if let Some((signs, over)) = signs.zip(over) {
-            self.hands.heed(signs, &program, id, spec.watchdog, over);
-        }
+        self.heed(id, signs);
         match &spec.ready {
             Some(Ready::Tcp(port)) => {
                 let patience = spec.ready_timeout;
@@ -191,6 +185,23 @@ impl Actor {
                 self.questions.insert(run, (program, id));
             }
             Some(Ready::Notify | Ready::Fd(_)) | None => {}
+        }
+    }
+
+    /// Listens to what a process says of itself.
+    pub(super) fn heed(&self, id: RunId, signs: Option<Signs>) {
+        let Some(Entry {
+            order,
+            stage: Stage::Live { run, .. },
+            ..
+        }) = self.entries.get(&id)
+        else {
+            return;
+        };
+        if let Some((signs, over)) = signs.zip(run.pidfd.clone()) {
+            let watchdog = order.spec.watchdog.filter(|_| order.is_service());
+            let (program, log) = (&order.program, Arc::clone(&run.log));
+            self.hands.heed(signs, program, id, watchdog, over, log);
         }
     }
 
