@@ -984,9 +984,10 @@ fn l18_a_replaced_file_is_read_and_a_removed_program_is_refused_at_once() {
 }
 
 /// The mount namespace of a daemon that has a small file system at one of its places.
-fn small(site: &Site, place: &str, size: &str) {
-    fs::create_dir(site.path(place)).unwrap();
-    let mount = format!("mount -t tmpfs -o size={size},mode=755 none @D@/{place} && exec \"$@\"");
+pub fn small(site: &Site, place: &str, options: &str) {
+    let _ = fs::create_dir(site.path(place));
+    let mount =
+        format!("mount -t tmpfs -o mode=755,size={options} none @D@/{place} && exec \"$@\"");
     site.wrap([
         "unshare",
         "--mount",
@@ -1000,13 +1001,13 @@ fn small(site: &Site, place: &str, size: &str) {
 }
 
 /// A path as the daemon sees it.
-fn inside(d: &Daemon, place: &str) -> std::path::PathBuf {
+pub fn inside(d: &Daemon, place: &str) -> std::path::PathBuf {
     let path = d.path(place);
     Path::new(&format!("/proc/{}/root", d.daemon_pid())).join(path.strip_prefix("/").unwrap())
 }
 
 /// Fills a file system of the daemon to the last byte.
-fn fill(d: &Daemon, place: &str) -> std::path::PathBuf {
+pub fn fill(d: &Daemon, place: &str) -> std::path::PathBuf {
     let path = inside(d, place).join("filler");
     let mut file = fs::File::create(&path).unwrap();
     for size in [65_536, 4096, 512, 1] {

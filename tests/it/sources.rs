@@ -1,6 +1,7 @@
 //! Code that arrives by itself: updates, hooks, releases, rollbacks, schedules.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use crate::harness::{
     ALICE, BOT_GID, BOT_UID, Daemon, Done, OWNER, Running, Site, chmod, executable, finish,
     free_port, root, wait_for,
 };
+use crate::runs::{fill, inside, small};
 use crate::terminal::Person;
 
 /// A repository that somebody pushes to.
@@ -72,7 +74,7 @@ pub fn follow(source: &str, keys: &str) -> (Daemon, Repository) {
 /// A daemon with a program `app` that follows this by hand.
 pub fn follow_what(site: Site, source: &str, keys: &str) -> Daemon {
     let dir = site.path("deploy");
-    fs::create_dir(&dir).unwrap();
+    fs::create_dir_all(&dir).unwrap();
     if root() {
         std::os::unix::fs::chown(&dir, Some(BOT_UID), Some(BOT_GID)).unwrap();
     }
@@ -558,6 +560,83 @@ fn f7_fifty_commits_are_followed_while_the_daemon_is_killed() {
     assert!(watcher.join().unwrap() >= 5);
     d.ask(OWNER, ["VERIFY", "app"]).exits(0);
     assert!(releases(&d).len() <= 4, "{:?}", releases(&d));
+}
+
+/// F7: the history of this very project, as far as it is here: forwards, and then from the start
+/// again (a forced push) until fifty steps are done. Every release is its commit, byte for byte,
+/// and so is `current` at each moment, for it never is anything but the link to one.
+#[test]
+fn f7_a_real_history_is_followed_while_the_daemon_is_killed() {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut list = Command::new("git");
+    list.arg("-C").arg(project);
+    list.args([
+        "-c",
+        "safe.directory=*",
+        "rev-list",
+        "--reverse",
+        "--first-parent",
+        "HEAD",
+    ]);
+    let listed = finish(list).text();
+    let commits: Vec<&str> = listed.lines().collect();
+    if commits.len() < 2 {
+        eprintln!("skipped: there is no history beside this test");
+        return;
+    }
+    let site = Site::new();
+    let bare = site.path("shared/origin.git");
+    let mut clone = Command::new("git");
+    clone.args(["-c", "safe.directory=*", "clone", "-q", "--bare"]);
+    clone.arg(project).arg(&bare);
+    finish(clone).exits(0);
+    let repository = Repository { dir: bare };
+    repository.git(&["update-ref", "refs/heads/followed", commits[0]]);
+    let d = follow_what(
+        site,
+        "@S@/origin.git#followed",
+        "keep = 100\ntimeout = none",
+    );
+    update(&d).exits(0);
+    let mut random = fs::File::open("/dev/urandom").unwrap();
+    let mut tip = commits[0];
+    for n in 1..=50 {
+        tip = commits[n % commits.len()];
+        repository.git(&["update-ref", "refs/heads/followed", tip]);
+        d.ask(OWNER, ["app", "update", "--detach"]).exits(0);
+        let mut byte = [0];
+        random.read_exact(&mut byte).unwrap();
+        if byte[0] % 2 == 0 {
+            // At whichever step it is by then.
+            std::thread::sleep(std::time::Duration::from_millis(byte[0].into()));
+            d.kill_daemon();
+            d.await_ready();
+        }
+        if n % 5 == 0 {
+            update(&d).exits(0);
+        }
+    }
+    update(&d).exits(0);
+    let current = fs::read_link(d.path("deploy/current")).unwrap();
+    let name = current.file_name().unwrap().to_str().unwrap();
+    assert!(tip.starts_with(&name[..12]), "{name} for {tip}");
+    let mut compared = 0;
+    for release in fs::read_dir(d.path("deploy/releases")).unwrap() {
+        let release = release.unwrap().path();
+        let name = release.file_name().unwrap().to_str().unwrap();
+        let mut compare = Command::new("sh");
+        compare.args([
+            "-c",
+            "mkdir \"$3\" && git -c safe.directory='*' --git-dir \"$0\" archive \"$1\" | tar -x -C \"$3\" && \
+             diff -r --no-dereference \"$2\" \"$3\" && rm -r \"$3\"",
+        ]);
+        compare.arg(&repository.dir).arg(&name[..12]).arg(&release);
+        compare.arg(d.path("compared"));
+        finish(compare).exits(0);
+        compared += 1;
+    }
+    assert!(compared >= 10.min(commits.len()), "{compared}");
+    d.ask(OWNER, ["VERIFY", "app"]).exits(0);
 }
 
 #[test]
@@ -1278,6 +1357,63 @@ fn f1_short_bodies_and_passing_errors_are_tried_again() {
     let failed = update(&d).exits(1);
     assert!(failed.errors().contains("cannot fetch"), "{failed:?}");
     assert_eq!(current(&d), "one");
+}
+
+/// A disk that is full, at whichever step, is not the version's fault: nothing that is used has
+/// changed, and when there is room the same version comes.
+#[test]
+fn f7_a_full_disk_stops_an_update_and_no_more() {
+    root_only!(f7_a_full_disk_stops_an_update_and_no_more);
+    for kind in ["zip", "git"] {
+        let site = Site::new();
+        small(&site, "deploy", &format!("16m,uid={BOT_UID}"));
+        let at = site.path("shared/app.zip");
+        let repository = Repository::new(&site);
+        let publish = |text: &str, large: bool| {
+            let more = repository.dir.join("more");
+            let mut bytes = vec![0; if large { 4 << 20 } else { 0 }];
+            // Such that neither archives nor git save room.
+            let mut random = fs::File::open("/dev/urandom").unwrap();
+            random.read_exact(&mut bytes).unwrap();
+            fs::write(&more, &bytes).unwrap();
+            repository.commit(text);
+            let tree = repository.dir.display();
+            python(&format!(
+                "import zipfile; z = zipfile.ZipFile({:?}, 'w', zipfile.ZIP_DEFLATED)\n\
+                 for name in 'app', 'more': z.write({:?} + '/' + name, name)\n\
+                 z.close()",
+                at.display().to_string(),
+                tree.to_string()
+            ));
+        };
+        publish("one", false);
+        let source = match kind {
+            "zip" => "@S@/app.zip",
+            _ => "@S@/origin.git#main",
+        };
+        let d = follow_what(site, source, "");
+        let current = || fs::read_to_string(inside(&d, "deploy/current/app")).unwrap();
+        update(&d).exits(0);
+        publish("two", true);
+        let filler = fill(&d, "deploy");
+        let length = fs::metadata(&filler).unwrap().len();
+        // No room at all; not for what is fetched; not for what is unpacked.
+        for free in [0, 1 << 20, 5 << 20] {
+            let file = fs::File::options().write(true).open(&filler).unwrap();
+            file.set_len(length - free).unwrap();
+            let failed = update(&d).exits(1);
+            let said = failed.errors();
+            assert!(said.contains("No space left"), "{kind} {free}: {said}");
+            assert_eq!(current(), "one");
+            let left = fs::read_dir(inside(&d, "deploy/releases")).unwrap().count();
+            assert_eq!(left, 1, "{kind} {free}");
+        }
+        fs::remove_file(&filler).unwrap();
+        update(&d).exits(0);
+        assert_eq!(current(), "two");
+        let whole = fs::metadata(inside(&d, "deploy/current/more")).unwrap();
+        assert_eq!(whole.len(), 4 << 20);
+    }
 }
 
 /// Only who sits at a terminal sees how far a download has come.
