@@ -5,17 +5,21 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::hooks::wait;
+use super::update::not_cancelled;
 use super::{Failure, Outcome, progress};
 use crate::config::model::Source;
 use crate::config::remote::{self, GIT_PROTOCOLS, Login, Remote};
@@ -24,6 +28,8 @@ use crate::config::remote::{self, GIT_PROTOCOLS, Login, Remote};
 pub(super) const QUESTION: Duration = Duration::from_secs(60);
 /// How long fetching may take.
 const FETCH: Duration = Duration::from_secs(3600);
+/// How often it is looked whether an earlier git has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How many commits are listed at most.
 const LOG: u32 = 50;
 /// How deep submodules may lie in submodules.
@@ -65,7 +71,14 @@ struct Module {
     commit: String,
 }
 
-/// How much has been written of a release so far.
+/// A release that is being written.
+struct Export<'a> {
+    /// Where git keeps the list of the files that it writes.
+    index: &'a Path,
+    size: Size,
+}
+
+/// How much there is in a release so far.
 #[derive(Default)]
 struct Size {
     files: u64,
@@ -116,13 +129,53 @@ impl Git<'_> {
 
     /// Brings a commit here.
     pub fn fetch(&self, tip: &Tip) -> Outcome<()> {
-        if !self.objects.join("HEAD").exists() {
+        self.settle()?;
+        if !self.objects.exists() {
+            // It gets its name when it is whole.
+            let new = self.objects.with_extension("new");
+            let _ = fs::remove_dir_all(&new);
             let mut init = self.command();
             init.args(["init", "--quiet", "--bare", "--template=", "--"])
-                .arg(&self.objects);
+                .arg(&new);
             self.run(init, QUESTION, "make a repository for")?;
+            let named = fs::rename(&new, &self.objects);
+            named.map_err(Failure::io(format!("make {}", self.objects.display())))?;
         }
         self.fetch_object(&tip.commit, tip)
+    }
+
+    /// A worker that was killed may have left a git that is still at work, or git's own locks of
+    /// one that was killed as well: waits for the one and takes the others away.
+    fn settle(&self) -> Outcome<()> {
+        let lock = self.lock()?;
+        let began = Instant::now();
+        while let Err(e) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            not_cancelled()?;
+            if e != Errno::WOULDBLOCK || began.elapsed() > QUESTION {
+                let path = self.objects.display();
+                return Err(Failure::new(format!(
+                    "git is still at work in {path} for an earlier update ({e})"
+                )));
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        for entry in fs::read_dir(&self.objects).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|end| end == "lock") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    /// What every git that works in the repository of objects holds as long as it lives.
+    fn lock(&self) -> Outcome<File> {
+        let path = self.objects.with_extension("lock");
+        let opened = fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).and_then(|()| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            options.open(&path)
+        });
+        opened.map_err(Failure::io(format!("open {}", path.display())))
     }
 
     /// Brings a commit or a tag here.
@@ -197,23 +250,33 @@ impl Git<'_> {
 
     /// Writes the files of a commit into an empty directory.
     pub fn export(&self, commit: &str, tree: &Path) -> Outcome<()> {
-        self.export_into(commit, tree, &mut Size::default(), 0)
+        let index = tree.with_extension("index");
+        let mut export = Export {
+            index: &index,
+            size: Size::default(),
+        };
+        self.export_into(commit, tree, &mut export, 0)
     }
 
-    fn export_into(&self, commit: &str, tree: &Path, size: &mut Size, depth: usize) -> Outcome<()> {
+    fn export_into(
+        &self,
+        commit: &str,
+        tree: &Path,
+        export: &mut Export<'_>,
+        depth: usize,
+    ) -> Outcome<()> {
         let what = match self.path {
             Some(path) => format!("{commit}:{path}"),
             None => commit.to_owned(),
         };
-        let modules = self.survey(&what, commit, size)?;
-        let index = self.objects.with_extension("index");
+        let modules = self.survey(&what, commit, &mut export.size)?;
         let mut read = self.local();
-        read.env("GIT_INDEX_FILE", &index)
+        read.env("GIT_INDEX_FILE", export.index)
             .args(["read-tree", &what]);
         self.run(read, FETCH, "read a tree of")?;
         let mut write = self.local();
         write
-            .env("GIT_INDEX_FILE", &index)
+            .env("GIT_INDEX_FILE", export.index)
             .env("GIT_WORK_TREE", tree)
             .current_dir(tree);
         write.args([
@@ -225,11 +288,11 @@ impl Git<'_> {
             "--quiet",
         ]);
         self.run(write, FETCH, "write the files of")?;
-        let _ = fs::remove_file(&index);
+        let _ = fs::remove_file(export.index);
         if self.source.submodules && !modules.is_empty() {
             let addresses = self.addresses(commit)?;
             for module in modules {
-                self.module(&module, &addresses, tree, size, depth + 1)?;
+                self.module(&module, &addresses, tree, export, depth + 1)?;
             }
         }
         Ok(())
@@ -300,7 +363,7 @@ impl Git<'_> {
         module: &Module,
         addresses: &HashMap<String, String>,
         tree: &Path,
-        size: &mut Size,
+        export: &mut Export<'_>,
         depth: usize,
     ) -> Outcome<()> {
         let Module { path, commit } = module;
@@ -357,13 +420,19 @@ impl Git<'_> {
         git.fetch(&tip)?;
         let at = tree.join(path);
         fs::create_dir_all(&at).map_err(Failure::io(format!("make {}", at.display())))?;
-        git.export_into(commit, &at, size, depth)
+        git.export_into(commit, &at, export, depth)
     }
 
     /// git in the repository of objects.
     pub(super) fn local(&self) -> Command {
         let mut command = self.command();
         command.env("GIT_DIR", &self.objects);
+        // It reads nothing there: it holds the lock. Without one it works all the same.
+        if let Ok(lock) = self.lock()
+            && flock(&lock, FlockOperation::NonBlockingLockShared).is_ok()
+        {
+            command.stdin(lock);
+        }
         command
     }
 
@@ -520,7 +589,7 @@ fn finish(
     let mut child = spawned.map_err(Failure::io("start git (is it installed?)"))?;
     let out = collect(child.stdout.take());
     let err = child.stderr.take();
-    let err = std::thread::spawn(move || err.map(listen).unwrap_or_default());
+    let err = thread::spawn(move || err.map(listen).unwrap_or_default());
     let status = wait(&mut child, Some(timeout));
     let (out, err) = (
         out.join().unwrap_or_default(),
@@ -529,10 +598,10 @@ fn finish(
     Ok((status, out, err))
 }
 
-type Collected = std::thread::JoinHandle<String>;
+type Collected = thread::JoinHandle<String>;
 
 fn collect(from: Option<impl Read + Send + 'static>) -> Collected {
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut from) = from {
             let _ = from.read_to_end(&mut bytes);

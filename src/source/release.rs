@@ -216,18 +216,26 @@ impl Place {
         ))
     }
 
-    /// An empty directory in which a release is made. What a former update left there is deleted.
+    /// An empty directory in which a release is made, with room beside it. What former updates
+    /// left is deleted.
     pub fn staging(&self) -> Outcome<PathBuf> {
-        let staging = self.own("staging");
-        clear(&staging).map_err(Failure::io(format!("clear {}", staging.display())))?;
-        let tree = staging.join("tree");
+        self.clear_staging();
+        // A name that no other update has: a git of one that was killed may still be at work.
+        let own = format!("{}/tree", std::process::id());
+        let tree = self.own("staging").join(own);
         fs::create_dir_all(&tree).map_err(Failure::io(format!("make {}", tree.display())))?;
         Ok(tree)
     }
 
-    /// Deletes what a former update left half done.
+    /// Deletes what was made there and not adopted; what resists, another time.
     pub fn clear_staging(&self) {
-        let _ = clear(&self.own("staging"));
+        for entry in fs::read_dir(self.own("staging"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = clear(&entry.path());
+        }
     }
 
     /// Makes a release of a tree that was made in [`Place::staging`]. Returns what is known of it.

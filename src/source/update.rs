@@ -334,7 +334,6 @@ impl<'a> Worker<'a> {
     fn is_settled(&self, state: &State, current: Option<&str>, revision: &str) -> Outcome<bool> {
         if self.has(current, revision)? && current == state.current.as_deref() {
             tell("nothing new: that is current");
-            self.place.clear_staging();
             return Ok(true);
         }
         if let Some(refused) = self.refused(state, revision) {
@@ -364,6 +363,17 @@ impl<'a> Worker<'a> {
 
     /// The release of what was found: one that is there already, or a new one.
     fn prepared(
+        &self,
+        state: &mut State,
+        found: &Found<'_>,
+        doubted: Option<&str>,
+    ) -> Outcome<Manifest> {
+        let release = self.found_or_made(state, found, doubted);
+        self.place.clear_staging();
+        release
+    }
+
+    fn found_or_made(
         &self,
         state: &mut State,
         found: &Found<'_>,
@@ -465,15 +475,14 @@ impl<'a> Worker<'a> {
 
     /// What is wrong with a revision itself is not tried again.
     fn judge<T>(&self, state: &mut State, revision: &str, result: Outcome<T>) -> Outcome<T> {
-        if let Err(failure) = &result {
-            self.place.clear_staging();
-            if failure.lasting {
-                self.refuse(state, revision, failure.message.clone())?;
-                if let Some(refused) = state.quarantine.get_mut(revision) {
-                    refused.under = Some(self.terms());
-                }
-                self.place.keep_state(state)?;
+        if let Err(failure) = &result
+            && failure.lasting
+        {
+            self.refuse(state, revision, failure.message.clone())?;
+            if let Some(refused) = state.quarantine.get_mut(revision) {
+                refused.under = Some(self.terms());
             }
+            self.place.keep_state(state)?;
         }
         result
     }

@@ -779,11 +779,13 @@ impl Daemon {
     pub fn daemon_pid_now(&self) -> Option<i32> {
         let keeper = self.keeper_pid();
         let is_daemon = |p: &Process| {
-            let name = || fs::read_to_string(format!("/proc/{}/comm", p.pid)).unwrap_or_default();
+            let read = |what| fs::read_to_string(format!("/proc/{}/{what}", p.pid));
             p.parent == keeper
                 && p.state != 'Z'
                 && is_binary(p.pid, &self.bin())
-                && matches!(name().trim(), "deployer" | "exe")
+                && matches!(read("comm").unwrap_or_default().trim(), "deployer" | "exe")
+                // The worker of an update becomes a child of the keeper when the daemon dies.
+                && !read("cmdline").unwrap_or_default().contains("--role=source")
         };
         processes().into_iter().find(is_daemon).map(|p| p.pid)
     }

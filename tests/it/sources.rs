@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{
-    ALICE, BOT_GID, BOT_UID, Daemon, Done, OWNER, Running, Site, chmod, executable, finish,
-    free_port, root, wait_for,
+    ALICE, BOT_GID, BOT_UID, Daemon, Done, OWNER, Running, Site, chmod, descendants, executable,
+    finish, free_port, kill, root, wait_for,
 };
 use crate::runs::{fill, inside, small};
 use crate::terminal::Person;
@@ -562,6 +563,16 @@ fn f7_fifty_commits_are_followed_while_the_daemon_is_killed() {
     assert!(releases(&d).len() <= 4, "{:?}", releases(&d));
 }
 
+/// Kills those who are at work on an update, but not what they have started.
+fn kill_workers(d: &Daemon) {
+    for process in descendants(d.keeper_pid()) {
+        let words = fs::read_to_string(format!("/proc/{}/cmdline", process.pid));
+        if words.is_ok_and(|words| words.contains("--role=source")) {
+            kill(process.pid, Signal::KILL);
+        }
+    }
+}
+
 /// F7: the history of this very project, as far as it is here: forwards, and then from the start
 /// again (a forced push) until fifty steps are done. Every release is its commit, byte for byte,
 /// and so is `current` at each moment, for it never is anything but the link to one.
@@ -606,12 +617,14 @@ fn f7_a_real_history_is_followed_while_the_daemon_is_killed() {
         d.ask(OWNER, ["app", "update", "--detach"]).exits(0);
         let mut byte = [0];
         random.read_exact(&mut byte).unwrap();
-        if byte[0] % 2 == 0 {
-            // At whichever step it is by then.
-            std::thread::sleep(std::time::Duration::from_millis(byte[0].into()));
-            d.kill_daemon();
-            d.await_ready();
+        // At whichever step it is by then.
+        std::thread::sleep(std::time::Duration::from_millis(byte[0].into()));
+        match byte[0] % 3 {
+            0 => drop(d.kill_daemon()),
+            1 => kill_workers(&d),
+            _ => {}
         }
+        d.await_ready();
         if n % 5 == 0 {
             update(&d).exits(0);
         }
