@@ -446,7 +446,7 @@ fn to_shared(path: &str, depth: usize) -> PathBuf {
     up.collect::<PathBuf>().join("shared").join(path)
 }
 
-/// The good release that was current before this one.
+/// The good release that was current before this one; none that was refused since.
 pub fn previous_good(state: &State, current: Option<&str>) -> Option<String> {
     let before = match state
         .good
@@ -456,7 +456,11 @@ pub fn previous_good(state: &State, current: Option<&str>) -> Option<String> {
         Some(at) => &state.good[..at],
         None => &state.good[..],
     };
-    before.last().cloned()
+    let refused = |id: &String| {
+        let mut revisions = state.quarantine.keys();
+        revisions.any(|revision| id.starts_with(&short(revision)))
+    };
+    before.iter().rev().find(|id| !refused(id)).cloned()
 }
 
 /// A revision as a release is called, and as people read it.

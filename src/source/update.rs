@@ -320,7 +320,7 @@ impl<'a> Worker<'a> {
             Answer::Defer(hook) => return self.put_off(&mut state, &revision, hook),
             answer @ Answer::Reject { .. } => {
                 self.refuse(&mut state, &revision, format!("pre-hook {answer}"))?;
-                let message = format!("{} was refused by the pre-hook {answer}", short(&revision));
+                let message = format!("{} was refused: the pre-hook {answer}", short(&revision));
                 return Err(Failure::new(message));
             }
         }

@@ -389,6 +389,13 @@ fn a_rollback_stays_until_there_is_something_newer() {
     let refused = update(&d).exits(1);
     assert!(refused.errors().contains("rolled back by"), "{refused:?}");
     assert!(why(&d).contains("it is slow"), "{}", why(&d));
+    // Once more would be forwards, to what somebody went away from.
+    let nowhere = d.ask(OWNER, ["app", "rollback"]).exits(1);
+    assert!(
+        nowhere.errors().contains("no earlier release"),
+        "{nowhere:?}"
+    );
+    assert_eq!(current(&d), "three");
     repository.commit("five");
     update(&d).exits(0);
     assert_eq!(current(&d), "five");
