@@ -24,3 +24,4 @@ pub mod store;
 pub mod sys;
 #[cfg(test)]
 mod testing;
+pub mod web;

@@ -15,6 +15,8 @@ pub fn history(target: &Target, options: HistoryOptions) -> Result<Exit, Problem
         program,
         id,
         limit: options.limit,
+        before: None,
+        outcome: None,
     };
     let mut connection = Connection::ask(&socket_path(target)?, &request)?;
     let mut out = io::BufWriter::new(io::stdout().lock());

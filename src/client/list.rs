@@ -10,7 +10,13 @@ use crate::protocol::message::{Reply, Request, Service};
 
 /// `-a`, or with `long` `LIST`.
 pub fn list(target: &Target, long: bool, nul: bool, json: bool) -> Result<Exit, Problem> {
-    let mut connection = Connection::ask(&socket_path(target)?, &Request::List)?;
+    let mut connection = Connection::ask(
+        &socket_path(target)?,
+        &Request::List {
+            program: None,
+            detail: false,
+        },
+    )?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     if long && !json {
         let columns = [
@@ -40,6 +46,7 @@ pub fn list(target: &Target, long: bool, nul: bool, json: bool) -> Result<Exit, 
                 run,
                 waiting,
                 frozen,
+                ..
             } => {
                 let mut text = if long {
                     long_line(&name, &state, service.as_ref(), run, waiting)

@@ -9,9 +9,9 @@ use super::ini::Entry;
 use super::inputs;
 use super::keys::Key;
 use super::model::{
-    AfterUpdate, Allow, Allowed, Args, Cgroup, Global, KillMode, Leftovers, LogTo, Pause, Program,
-    Ready, RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser, S3, Schedule, Source,
-    Switch,
+    AfterUpdate, Allow, Allowed, Args, Cgroup, Global, Http, KillMode, Leftovers, LogTo, Pause,
+    Program, Ready, RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser, S3, Schedule,
+    Source, Switch,
 };
 use super::people::{Names, groups, run_group, run_user, users};
 use super::remote::{self, Remote};
@@ -31,6 +31,10 @@ pub(super) fn default_global() -> Global {
         shutdown_timeout: Duration::from_secs(30),
         cgroup: Cgroup::Auto,
         do_autostart: u32::MAX,
+        http: Http {
+            socket_mode: 0o666,
+            ..Http::default()
+        },
     }
 }
 
@@ -251,6 +255,20 @@ impl Reader<'_> {
                 });
                 self.set(entry, groups, &mut global.do_autostart);
             }
+            Key::HttpSocket => global.http.socket = self.value(entry, values::socket_path(v)),
+            Key::HttpSocketMode => {
+                self.set(entry, values::mode(v), &mut global.http.socket_mode);
+            }
+            Key::HttpListen => global.http.listen = self.value(entry, values::address(v)),
+            Key::HttpHosts => self.set(entry, values::hosts(v), &mut global.http.hosts),
+            Key::HttpUserHeader => {
+                global.http.user_header = self.value(entry, values::header(v));
+            }
+            Key::HttpTrustUid => global.http.trust_uids = self.uids(entry).ids,
+            Key::HttpTrustAddress => {
+                let addresses = values::ip_addresses(v);
+                self.set(entry, addresses, &mut global.http.trust_addresses);
+            }
             _ => return false,
         }
         true
@@ -441,7 +459,14 @@ impl Reader<'_> {
             | Key::RecordFailure
             | Key::ShutdownTimeout
             | Key::Cgroup
-            | Key::DoAutostart => {}
+            | Key::DoAutostart
+            | Key::HttpSocket
+            | Key::HttpSocketMode
+            | Key::HttpListen
+            | Key::HttpHosts
+            | Key::HttpUserHeader
+            | Key::HttpTrustUid
+            | Key::HttpTrustAddress => {}
         }
     }
 

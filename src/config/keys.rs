@@ -94,6 +94,13 @@ pub enum Key {
     ShutdownTimeout,
     Cgroup,
     DoAutostart,
+    HttpSocket,
+    HttpSocketMode,
+    HttpListen,
+    HttpHosts,
+    HttpUserHeader,
+    HttpTrustUid,
+    HttpTrustAddress,
     AllowUid,
     AllowGid,
     UidAction(ActionName),
@@ -225,6 +232,13 @@ const KEYS: &[KeySpec] = {
         row("shutdown-timeout", Global, Nothing(Key::ShutdownTimeout)),
         row("cgroup", Global, Nothing(Key::Cgroup)),
         row("do-autostart", Global, Nothing(Key::DoAutostart)),
+        row("http-socket", Global, Nothing(Key::HttpSocket)),
+        row("http-socket-mode", Global, Nothing(Key::HttpSocketMode)),
+        row("http-listen", Global, Nothing(Key::HttpListen)),
+        row("http-hosts", Global, Nothing(Key::HttpHosts)),
+        row("http-user-header", Global, Nothing(Key::HttpUserHeader)),
+        row("http-trust-uid", Global, Nothing(Key::HttpTrustUid)),
+        row("http-trust-address", Global, Nothing(Key::HttpTrustAddress)),
         row("allow-uid", Both, Nothing(Key::AllowUid)),
         row("allow-gid", Both, Nothing(Key::AllowGid)),
         row("uid-", Program, Action(Key::UidAction)),
@@ -599,7 +613,7 @@ mod tests {
 
     #[test]
     fn keys_of_parts_to_come_are_called_unsupported() {
-        for text in ["http-socket", "ui-root"] {
+        for text in ["http-socket-owner", "ui-root"] {
             assert_eq!(
                 error(text, Scope::Program).code,
                 Code::UnsupportedKey,

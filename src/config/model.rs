@@ -2,6 +2,7 @@
 //! text, everybody else reads it.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,35 @@ pub struct Global {
     pub cgroup: Cgroup,
     /// Programs whose `autostart` is at most this are started with the daemon; 0 none.
     pub do_autostart: u32,
+    /// The HTTP gateway.
+    pub http: Http,
+}
+
+/// The HTTP gateway: where it listens, and who is believed there (`http-…`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Http {
+    /// `http-socket`: a UNIX socket, on which everybody is who the kernel says.
+    pub socket: Option<PathBuf>,
+    /// `http-socket-mode`: its permission bits.
+    pub socket_mode: u32,
+    /// `http-listen`: an address, on which nobody is anybody by themselves.
+    pub listen: Option<SocketAddr>,
+    /// `http-hosts`: names by which it may be called, beside those of this machine itself.
+    pub hosts: Vec<String>,
+    /// `http-user-header`: the header in which a reverse proxy says who asks, in lower case.
+    pub user_header: Option<String>,
+    /// `http-trust-uid`: whose word counts there, on the UNIX socket.
+    pub trust_uids: Vec<Uid>,
+    /// `http-trust-address`: whose word counts there, of addresses.
+    pub trust_addresses: Vec<IpAddr>,
+}
+
+impl Http {
+    /// Whether it listens anywhere.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.socket.is_some() || self.listen.is_some()
+    }
 }
 
 /// What happens to a new request while it cannot be recorded (`record-failure`).
@@ -315,7 +345,14 @@ pub struct Schedule(pub croner::Cron);
 
 impl PartialEq for Schedule {
     fn eq(&self, other: &Self) -> bool {
-        self.0.pattern.to_string() == other.0.pattern.to_string()
+        self.to_string() == other.to_string()
+    }
+}
+
+/// As the configuration has it.
+impl std::fmt::Display for Schedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.pattern)
     }
 }
 

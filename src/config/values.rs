@@ -1,5 +1,6 @@
 //! The grammars of single values: text in, value or a reason out.
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -116,6 +117,51 @@ pub(super) fn web_address(value: &str) -> Result<String, Bad> {
     let help = "write for example `https://s3.example.org`";
     Err(Bad::new(
         format!("{} is no web address", quote(value)),
+        help,
+    ))
+}
+
+/// An address to listen on.
+pub(super) fn address(value: &str) -> Result<SocketAddr, Bad> {
+    value.parse().map_err(|_| {
+        let help = "write a number and a port, such as `127.0.0.1:8080` or `[::1]:8080`";
+        Bad::new(format!("{} is no address to listen on", quote(value)), help)
+    })
+}
+
+/// Addresses of machines.
+pub(super) fn ip_addresses(value: &str) -> Result<Vec<IpAddr>, Bad> {
+    let one = |item: Item<'_>| {
+        item.text.parse().map_err(|_| {
+            let help = "write numbers, such as `127.0.0.1` or `::1`";
+            Bad::new(format!("{} is no address", quote(item.text)), help).at(&item)
+        })
+    };
+    items(value).into_iter().map(one).collect()
+}
+
+/// Names of machines.
+pub(super) fn hosts(value: &str) -> Result<Vec<String>, Bad> {
+    let one = |item: Item<'_>| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        if item.text.chars().all(plain) {
+            return Ok(item.text.to_ascii_lowercase());
+        }
+        let help = "write names without ports, such as `deploy.example.org`";
+        Err(Bad::new(format!("{} is no name of a host", quote(item.text)), help).at(&item))
+    };
+    items(value).into_iter().map(one).collect()
+}
+
+/// The name of an HTTP header.
+pub(super) fn header(value: &str) -> Result<String, Bad> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if !value.is_empty() && value.chars().all(plain) {
+        return Ok(value.to_ascii_lowercase());
+    }
+    let help = "write for example `X-Remote-User`";
+    Err(Bad::new(
+        format!("{} is no name of a header", quote(value)),
         help,
     ))
 }

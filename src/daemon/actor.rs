@@ -952,6 +952,8 @@ impl Actor {
             pid = live.pid,
             "run {id} of {} started for {}", entry.order.program, entry.order.by.user
         );
+        let events = &self.hands.events;
+        events.tell(&entry.order.program, Some(id), Outcome::Running.as_str());
         let (started_at, waiters) = (*started_at, std::mem::take(waiters));
         let signs = live.signs.take();
         self.hands.attend(id, &mut live);
@@ -1088,6 +1090,8 @@ impl Actor {
             return;
         };
         let lane = entry.order.lane();
+        let events = &self.hands.events;
+        events.tell(&lane.program, Some(id), Outcome::Waiting.as_str());
         let behind = self.behind(&lane);
         let Some(waiter) = self
             .waiting
@@ -1106,6 +1110,8 @@ impl Actor {
         let Some(lane) = self.entries.get(&id).map(|e| e.order.lane()) else {
             return;
         };
+        let events = &self.hands.events;
+        events.tell(&lane.program, Some(id), Outcome::Superseded.as_str());
         let Some(queue) = self.waiting.get_mut(&lane) else {
             return;
         };
@@ -1265,6 +1271,8 @@ impl Actor {
             }
         }
         info!("run {id} of {}: {}", order.program, outcome.as_str());
+        let events = &self.hands.events;
+        events.tell(&order.program, Some(id), outcome.as_str());
         let row = finished_row(id, &order, started_at, &finish);
         let message = Box::new(super::rows::message(&row));
         for waiter in waiters {

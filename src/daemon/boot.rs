@@ -53,8 +53,10 @@ pub fn boot(target: &Target, options: DaemonOptions) -> u8 {
 /// Enters a role that another process of this program asked for.
 pub fn enter(role: &str, args: &[OsString]) -> u8 {
     let _ = rustix::thread::set_name(c"deployer");
-    if role == "source" {
-        return crate::source::worker::main();
+    match role {
+        "source" => return crate::source::worker::main(),
+        "web" => return crate::web::gateway::main(),
+        _ => {}
     }
     let number = args
         .first()

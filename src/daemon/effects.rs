@@ -17,6 +17,7 @@ use super::InForce;
 use super::actor::{Msg, Notices, Order, Waiter};
 use super::clock::Moment;
 use super::code;
+use super::events::Events;
 use super::front::chain;
 use super::rows;
 use super::signs::{self, Signs};
@@ -174,6 +175,8 @@ pub struct Hands {
     pub surroundings: Arc<Surroundings>,
     /// The configuration in force.
     pub in_force: watch::Receiver<Arc<InForce>>,
+    /// Those who watch are told here.
+    pub events: Events,
     /// Processes that wait for their request to be on record.
     prepared: Mutex<HashMap<RunId, std::sync::mpsc::Sender<Job>>>,
     failures: Mutex<HashMap<RunId, SpawnFailure>>,
@@ -187,7 +190,11 @@ pub struct Hands {
 impl Hands {
     /// Hands that work with these.
     pub fn new(
-        (actor, updated): (mpsc::UnboundedSender<Msg>, mpsc::UnboundedSender<Updated>),
+        (actor, updated, events): (
+            mpsc::UnboundedSender<Msg>,
+            mpsc::UnboundedSender<Updated>,
+            Events,
+        ),
         store: Store,
         queries: Queries,
         pump: Pump,
@@ -196,6 +203,7 @@ impl Hands {
         in_force: watch::Receiver<Arc<InForce>>,
     ) -> Self {
         Self {
+            events,
             actor,
             updated,
             store,

@@ -19,6 +19,7 @@ use super::clock::Moment;
 use super::code::{self, Lookout, Question};
 use super::diff;
 use super::effects::Surroundings;
+use super::events::{Events, News};
 use super::freeze::{Freezer, Frozen};
 use super::names::{self, Names};
 use super::rows;
@@ -30,8 +31,8 @@ use crate::engine::service::Ask;
 use crate::ids::{ActionName, ProgramName, RunId};
 use crate::policy::{self, Grant, Peer};
 use crate::protocol::message::{
-    CodeQuestion, ErrorCode, LogsRequest, OutputWay, Reply, Request, RunRequest, Service, StdinWay,
-    Terminal,
+    CodeQuestion, Detail, ErrorCode, Event, LogsRequest, OutputWay, Reply, Request, RunRequest,
+    Service, StdinWay, Terminal, You,
 };
 use crate::run::script;
 use crate::run::tree::{Tree, Usage, ticks_per_second};
@@ -40,6 +41,8 @@ use crate::source::{Facts, What};
 use crate::store::{Filter, Outcome, Programs, Queries, Row, Store, StoreError};
 use crate::sys::terminal::Size;
 
+/// How many events may wait for a client to take them; the others it finds where they are kept.
+const EVENTS_AHEAD: usize = 16;
 /// Longest reason, in bytes.
 const REASON_MAX: usize = 1000;
 /// Longest name that a client may give its request, in bytes.
@@ -77,6 +80,8 @@ pub struct Front {
     pub lookout: Lookout,
     /// What workers need.
     pub surroundings: Arc<Surroundings>,
+    /// What happens.
+    pub events: Events,
 }
 
 /// An answer that ends a request early.
@@ -89,13 +94,26 @@ fn refusal(code: ErrorCode, message: impl Into<String>) -> Refusal {
     })
 }
 
+fn unknown(name: &ProgramName) -> Refusal {
+    refusal(ErrorCode::Refused, format!("{name}: {}", policy::Denied))
+}
+
 impl Desk for Front {
     async fn submit(&self, peer: Peer, request: Request, plain: bool, notices: Notices) {
         let done = match request {
             Request::Run(request) => self.run(&peer, request, plain, &notices).await,
             Request::Logs(request) => self.logs(&peer, &request, &notices).await,
-            Request::History { program, id, limit } => {
-                self.history(&peer, program, id, limit, &notices).await
+            Request::History { id: Some(id), .. } => self.one_run(&peer, id, &notices).await,
+            Request::History {
+                program,
+                limit,
+                before,
+                outcome,
+                ..
+            } => {
+                let (before, outcome) = (before.map(RunId), outcome.as_deref());
+                self.history(&peer, program, (limit, before, outcome), &notices)
+                    .await
             }
             Request::Kill { program, signal } => self.kill(&peer, &program, signal, &notices).await,
             Request::Cancel { id } => self.cancel(&peer, RunId(id), &notices).await,
@@ -118,7 +136,23 @@ impl Desk for Front {
                 self.freeze(&peer, &program, frozen, &notices).await
             }
             Request::Thaw { program } => self.freeze(&peer, &program, None, &notices).await,
-            Request::List => self.list(&peer, &notices).await,
+            Request::List { program, detail } => self.list(&peer, program, detail, &notices).await,
+            Request::WhoAmI => {
+                let by = self.names.by(&peer).await;
+                let you = You {
+                    uid: peer.uid.map(|uid| uid.get()),
+                    user: peer.uid.map_or(String::new(), |_| by.user),
+                    admin: policy::is_admin(self.in_force().owner, &peer),
+                };
+                let _ = notices.send(Notice::Final(Box::new(Reply::You(you))));
+                Ok(())
+            }
+            Request::Events { after } => {
+                let (send, feed) = mpsc::channel(EVENTS_AHEAD);
+                tokio::spawn(self.clone().tell_events(peer.clone(), after, send));
+                let _ = notices.send(Notice::Feed(feed));
+                Ok(())
+            }
             Request::Ping => {
                 finish(&notices, None);
                 Ok(())
@@ -443,6 +477,11 @@ impl Front {
             }
             None => return Err(refusal(ErrorCode::Failed, "nothing has changed")),
         };
+        match said {
+            Some(_) => self.events.tell(&name, None, "frozen"),
+            None if was => self.events.tell(&name, None, "thawed"),
+            None => {}
+        }
         let message = match said {
             Some(said) => format!("{name} is {said}"),
             None if was => format!("{name} goes on"),
@@ -647,20 +686,29 @@ impl Front {
         let _ = settled.await;
     }
 
+    async fn one_run(&self, peer: &Peer, id: u64, notices: &Notices) -> Result<(), Refusal> {
+        let row = self.row(peer, RunId(id)).await?;
+        tell(notices, Reply::Row(Box::new(rows::message(&row))));
+        finish(notices, None);
+        Ok(())
+    }
+
     async fn history(
         &self,
         peer: &Peer,
         program: Option<String>,
-        id: Option<u64>,
-        limit: Option<u64>,
+        (limit, before, outcome): (Option<u64>, Option<RunId>, Option<&str>),
         notices: &Notices,
     ) -> Result<(), Refusal> {
-        if let Some(id) = id {
-            let row = self.row(peer, RunId(id)).await?;
-            tell(notices, Reply::Row(Box::new(rows::message(&row))));
-            finish(notices, None);
-            return Ok(());
-        }
+        let outcomes = match outcome {
+            None => Vec::new(),
+            Some(word) => vec![Outcome::from_word(word).ok_or_else(|| {
+                refusal(
+                    ErrorCode::BadRequest,
+                    format!("{word:?} is no outcome of a run"),
+                )
+            })?],
+        };
         let one = match program {
             Some(program) => Some(self.visible(peer, &program)?),
             None => None,
@@ -674,6 +722,8 @@ impl Front {
             let filter = Filter {
                 programs,
                 limit,
+                before,
+                outcomes: &outcomes,
                 ..Filter::default()
             };
             queries.rows(&filter, &mut |row| {
@@ -698,13 +748,10 @@ impl Front {
                 format!("the program name {program:?} {e}"),
             )
         })?;
-        if self.may_see(peer, &name) {
-            return Ok(name);
+        match self.may_see(peer, &name) {
+            true => Ok(name),
+            false => Err(unknown(&name)),
         }
-        Err(refusal(
-            ErrorCode::Refused,
-            format!("{name}: {}", policy::Denied),
-        ))
     }
 
     async fn logs(
@@ -1002,9 +1049,82 @@ impl Front {
         names
     }
 
-    async fn list(&self, peer: &Peer, notices: &Notices) -> Result<(), Refusal> {
-        let mut names = self.programs().await;
-        names.retain(|name| self.may_see(peer, name));
+    /// Tells of what happens to what the peer may see, until nobody listens.
+    async fn tell_events(self, peer: Peer, after: Option<u64>, send: mpsc::Sender<Reply>) {
+        let mut follower = self.events.follow(after);
+        loop {
+            let news = tokio::select! {
+                news = follower.next() => news,
+                () = send.closed() => return,
+            };
+            let told = match news {
+                News::Lost(id) => vec![Event {
+                    id,
+                    ..Event::default()
+                }],
+                News::Events(events) => {
+                    let seen = events
+                        .into_iter()
+                        .filter(|e| self.may_see(&peer, &e.program));
+                    let told = seen.map(|event| Event {
+                        id: event.id,
+                        program: Some(event.program.to_string()),
+                        run: event.run.map(|run| run.0),
+                        state: event.state.to_owned(),
+                    });
+                    told.collect()
+                }
+            };
+            for event in told {
+                if send.send(Reply::Event(event)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What can be done with a program, and by this peer.
+    fn detail(&self, peer: &Peer, name: &ProgramName) -> Option<Box<Detail>> {
+        let now = self.in_force();
+        let spec = now.program(name, false)?;
+        let allowed = |action: &ActionName| {
+            policy::authorize(&now.config, now.owner, peer, name, action).is_ok()
+        };
+        let actions = policy::actions(&spec).into_iter().filter(allowed);
+        let schedules = spec.schedules.iter();
+        Some(Box::new(Detail {
+            actions: actions.map(|action| action.to_string()).collect(),
+            supervised: spec.is_supervised(),
+            inputs: spec.inputs.iter().map(rows::input).collect(),
+            args: spec.args != Args::None,
+            source: spec.source.as_ref().map(|s| s.remote.to_string()),
+            schedules: schedules
+                .map(|(action, schedule)| (action.to_string(), schedule.to_string()))
+                .collect(),
+        }))
+    }
+
+    async fn list(
+        &self,
+        peer: &Peer,
+        program: Option<String>,
+        detail: bool,
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let names = match program {
+            Some(program) => {
+                let name = self.visible(peer, &program)?;
+                if !self.programs().await.contains(&name) {
+                    return Err(unknown(&name));
+                }
+                vec![name]
+            }
+            None => {
+                let mut names = self.programs().await;
+                names.retain(|name| self.may_see(peer, name));
+                names
+            }
+        };
         let (answer, states) = oneshot::channel();
         self.send(Msg::Lanes(names.clone(), answer));
         let states = states
@@ -1028,6 +1148,7 @@ impl Front {
                 continue;
             }
             let frozen = self.frozen(&name).map(|f| f.said());
+            let detail = detail.then(|| self.detail(peer, &name)).flatten();
             let word = match &state.service {
                 Some(service) if service.lingering => "lingering",
                 Some(service) if service.pid.is_some() => "running",
@@ -1044,6 +1165,7 @@ impl Front {
                     run: state.run.map(|r| r.0),
                     waiting: state.waiting,
                     frozen,
+                    detail,
                 },
             );
         }

@@ -18,8 +18,10 @@ use super::InForce;
 use super::actor::{Actor, Msg, Wanted};
 use super::code::Lookout;
 use super::effects::{Hands, Surroundings};
+use super::events::Events;
 use super::freeze::Freezer;
 use super::front::{Admin, Front, chain};
+use super::gateway;
 use super::names::Names;
 use super::recover::{self, Inherited, Recovery};
 use super::schedule::Scheduler;
@@ -203,8 +205,9 @@ impl Daemon {
         }
         let queries = store.queries();
         let (tell_updated, updated) = mpsc::unbounded_channel();
+        let events = Events::new();
         let hands = Hands::new(
-            (to_actor.clone(), tell_updated),
+            (to_actor.clone(), tell_updated, events.clone()),
             store.clone(),
             queries.clone(),
             pump,
@@ -259,6 +262,7 @@ impl Daemon {
             freezer: Freezer::open(&global.state_dir),
             lookout: Lookout::default(),
             surroundings: Arc::clone(&surroundings),
+            events,
         };
         let scheduler = Scheduler {
             front: front.clone(),
@@ -266,6 +270,7 @@ impl Daemon {
             updated,
         };
         let scheduling = tokio::spawn(scheduler.work());
+        let http = tokio::spawn(gateway::keep(front.clone()));
         let serving = tokio::spawn(listener::serve(listener, limits, front));
         self.link.send(&ToKeeper::Ready, &[]);
         info!("serving on {}", global.socket_path.display());
@@ -287,6 +292,8 @@ impl Daemon {
         }
         serving.abort();
         scheduling.abort();
+        // The gateway's process ends with the task, and that with the runtime.
+        http.abort();
         store.close();
         if let Some(groups) = &surroundings.cgroups {
             groups.remove();
@@ -511,13 +518,14 @@ struct Socket {
 }
 
 /// A socket's file, known by its inode: another daemon's is never removed.
-struct Place {
+pub(super) struct Place {
     path: PathBuf,
     identity: Option<(u64, u64)>,
 }
 
 impl Place {
-    fn of(path: &Path) -> Self {
+    /// The socket's file that is at a path now.
+    pub(super) fn of(path: &Path) -> Self {
         let identity = path.symlink_metadata().ok().map(|m| (m.dev(), m.ino()));
         Self {
             path: path.to_owned(),
@@ -525,7 +533,8 @@ impl Place {
         }
     }
 
-    fn remove(&self) {
+    /// Removes it, if it still is the same.
+    pub(super) fn remove(&self) {
         if self.identity.is_some() && Self::of(&self.path).identity == self.identity {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -534,7 +543,7 @@ impl Place {
 
 /// Removes a socket that nobody listens on. Somebody who holds another state directory may be
 /// listening: theirs is left alone.
-fn clear_stale(path: &Path) -> io::Result<()> {
+pub(super) fn clear_stale(path: &Path) -> io::Result<()> {
     let found = match path.symlink_metadata() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,

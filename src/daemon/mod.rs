@@ -6,6 +6,7 @@
 //! * [`actor`]: owns the engine; [`effects`] does what it says.
 //! * [`code`]: workers, which have to do with where code comes from.
 //! * [`schedule`]: what is done by itself; [`freeze`]: what is not.
+//! * [`events`]: what happens, for those who watch; [`gateway`]: the HTTP gateway.
 //! * [`recover`]: what a former daemon left behind.
 //!
 //! Threads: this one (sockets, timers, the actor), the pump, the store, and a pool for what may
@@ -17,8 +18,10 @@ pub mod clock;
 pub mod code;
 pub mod diff;
 mod effects;
+mod events;
 pub mod freeze;
 pub mod front;
+mod gateway;
 pub mod main;
 pub mod names;
 pub mod recover;

@@ -1,7 +1,8 @@
 //! Rows of the history as they are sent to clients.
 
 use super::clock::rfc3339;
-use crate::protocol::message;
+use crate::config::model::{Input, InputKind};
+use crate::protocol::message::{self, InputField};
 use crate::store::Row;
 
 /// A row of the store as a message.
@@ -41,4 +42,31 @@ pub fn signal_name(signal: i32) -> String {
         Ok(signal) => signal.as_str().to_owned(),
         Err(_) => format!("SIG{signal}"),
     }
+}
+
+/// Something that a program can be told, as a client is told of it.
+#[must_use]
+pub fn input(input: &Input) -> InputField {
+    let mut field = InputField {
+        name: input.name.clone(),
+        default: input.default.clone(),
+        ..InputField::default()
+    };
+    field.kind = match &input.kind {
+        InputKind::Text(pattern) => {
+            field.pattern = pattern.as_ref().map(|p| p.as_str().to_owned());
+            "text"
+        }
+        InputKind::Flag => "flag",
+        InputKind::Choice(words) => {
+            field.choices.clone_from(words);
+            "choice"
+        }
+        InputKind::Int(min, max) => {
+            (field.min, field.max) = (Some(*min), Some(*max));
+            "int"
+        }
+    }
+    .to_owned();
+    field
 }

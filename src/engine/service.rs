@@ -117,6 +117,23 @@ pub enum ServiceEvent {
     Ticked,
 }
 
+impl ServiceEvent {
+    /// The program that it is about, if it is about one.
+    #[must_use]
+    pub fn program(&self) -> Option<&ProgramName> {
+        match self {
+            Self::Asked { program, .. }
+            | Self::Adopted { program, .. }
+            | Self::Started { program }
+            | Self::Ready { program }
+            | Self::NotStarted { program }
+            | Self::Ended { program, .. }
+            | Self::Reconfigured { program, .. } => Some(program),
+            Self::ShutdownBegan | Self::Ticked => None,
+        }
+    }
+}
+
 /// Why a program is launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {

@@ -33,6 +33,12 @@ pub enum Request {
         /// Only the newest so many.
         #[serde(default)]
         limit: Option<u64>,
+        /// Only those before this run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<u64>,
+        /// Only those with this outcome.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        outcome: Option<String>,
     },
     /// Withdraw a waiting request or end a live run.
     Cancel {
@@ -77,7 +83,23 @@ pub enum Request {
         program: String,
     },
     /// The programs that the caller may use, and their states.
-    List,
+    List {
+        /// Only this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<String>,
+        /// Also what can be done with each.
+        #[serde(default, skip_serializing_if = "is_no")]
+        detail: bool,
+    },
+    /// Who the caller is.
+    WhoAmI,
+    /// What happens from now on to programs and runs that the caller may see, until the
+    /// connection is closed.
+    Events {
+        /// Go on after the event of this number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<u64>,
+    },
     /// Whether the daemon serves.
     Ping,
     /// Root and the daemon's user: read the configuration again.
@@ -310,7 +332,14 @@ pub enum Reply {
         /// It stands still: who froze it, since when and why.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         frozen: Option<String>,
+        /// What can be done with it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<Box<Detail>>,
     },
+    /// Who the caller is.
+    You(You),
+    /// Something has happened.
+    Event(Event),
     /// What somebody may do with a program.
     May {
         /// The program.
@@ -414,6 +443,67 @@ pub struct Service {
     pub cpu: Option<f64>,
     /// Its settings were changed since it was started.
     pub outdated: bool,
+}
+
+/// What can be done with a program.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Detail {
+    /// What the caller may do.
+    pub actions: Vec<String>,
+    /// Whether it is kept running, and started and stopped.
+    pub supervised: bool,
+    /// What it can be told, in the order of the configuration.
+    pub inputs: Vec<InputField>,
+    /// Whether it takes arguments.
+    pub args: bool,
+    /// Where its code comes from, without secrets.
+    pub source: Option<String>,
+    /// What is done by itself, and when: schedules, by action.
+    pub schedules: BTreeMap<String, String>,
+}
+
+/// Something that a program can be told.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct InputField {
+    /// Its name.
+    pub name: String,
+    /// `text`, `flag`, `choice` or `int`.
+    pub kind: String,
+    /// What it is when nothing is said; null: something has to be.
+    pub default: Option<String>,
+    /// Of a text: the pattern that all of it has to match.
+    pub pattern: Option<String>,
+    /// Of a choice: the words.
+    pub choices: Vec<String>,
+    /// Of a number: the least.
+    pub min: Option<i64>,
+    /// Of a number: the largest.
+    pub max: Option<i64>,
+}
+
+/// Who the caller is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct You {
+    /// Number; null for nobody.
+    pub uid: Option<u32>,
+    /// Name; empty for nobody.
+    pub user: String,
+    /// May do everything.
+    pub admin: bool,
+}
+
+/// Something that has happened to a program.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number; the next one is larger.
+    pub id: u64,
+    /// The program; null: so much has happened that nobody remembers, and everything has to be
+    /// looked at anew.
+    pub program: Option<String>,
+    /// The run, if it is about one.
+    pub run: Option<u64>,
+    /// The run's outcome by now, or the state of a supervised program, or `frozen`, `thawed`.
+    pub state: String,
 }
 
 /// What a waiting request waits for.

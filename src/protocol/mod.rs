@@ -5,6 +5,7 @@
 //! [`message`]s and raw data).
 
 pub mod frame;
+pub mod gateway;
 pub mod message;
 pub mod plain;
 

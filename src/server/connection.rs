@@ -4,14 +4,12 @@
 //! may be as slow as it likes: nothing but this task waits for it.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -28,6 +26,7 @@ use crate::protocol::message::{
     self, Aside, ErrorCode, OutputWay, Reply, Request, RunRequest, StdinWay,
 };
 use crate::protocol::plain::{Answer, FirstLine, first_line};
+use crate::sys;
 use crate::sys::terminal::{Size, Terminal};
 
 /// How long a client may take for a whole request.
@@ -194,6 +193,8 @@ async fn plain(
                 Reply::Displaced => return Ok(()),
                 _ => {}
             },
+            // Of requests that a plain client cannot make.
+            Some(Notice::Feed(_)) => {}
             Some(Notice::Final(reply)) => {
                 let message = match *reply {
                     Reply::Error { message, code } => {
@@ -471,6 +472,7 @@ async fn framed(
             notice = following(&mut next, &mut told), if last.is_none() => match notice {
                 Some(Notice::Reply(reply)) => to.write_all(&control(&reply)).await?,
                 Some(Notice::Final(reply)) => last = Some(reply),
+                Some(Notice::Feed(feed)) => return hand_on(feed, &mut to, &mut incoming).await,
                 Some(Notice::Started { run, request, log, stdin }) => {
                     let mut wish = wish;
                     if let Some(Input::Terminal { joined: true, .. }) = stdin && wish.offset == 0 {
@@ -504,6 +506,23 @@ async fn framed(
     to.shutdown().await?;
     farewell(incoming.from).await;
     Ok(())
+}
+
+/// Hands on what comes until the client leaves.
+async fn hand_on(
+    mut feed: mpsc::Receiver<Reply>,
+    to: &mut OwnedWriteHalf,
+    incoming: &mut Incoming,
+) -> io::Result<()> {
+    loop {
+        tokio::select! {
+            reply = feed.recv() => match reply {
+                Some(reply) => to.write_all(&control(&reply)).await?,
+                None => return Ok(()),
+            },
+            result = incoming.step() => if !result? { return Ok(()) },
+        }
+    }
 }
 
 /// What a client is told next.
@@ -607,22 +626,8 @@ async fn send_with_fds(to: &mut OwnedWriteHalf, bytes: &[u8], fds: &[OwnedFd]) -
         return to.write_all(bytes).await;
     }
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-    let sent = to
-        .as_ref()
-        .async_io(Interest::WRITABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            if !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-                return Err(io::Error::other("more descriptors than a message carries"));
-            }
-            Ok(sendmsg(
-                to.as_ref(),
-                &[IoSlice::new(bytes)],
-                &mut ancillary,
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            )?)
-        })
-        .await?;
+    let send = || sys::socket::send_with_fds(to.as_ref(), bytes, &borrowed);
+    let sent = to.as_ref().async_io(Interest::WRITABLE, send).await?;
     to.write_all(&bytes[sent..]).await
 }
 

@@ -13,6 +13,9 @@ use tracing::{debug, warn};
 use super::{Desk, connection, peer};
 use crate::protocol::plain::Answer;
 
+/// What a client is told whose user has too many.
+pub const TOO_MANY: &str = "busy: you have too many connections open, close some and try again";
+
 /// How many connections are open, by uid.
 #[derive(Debug, Clone, Default)]
 pub struct Census(Arc<Mutex<HashMap<u32, u32>>>);
@@ -99,10 +102,7 @@ pub async fn serve(listener: UnixListener, limit: watch::Receiver<u32>, desk: im
                 pid = peer.pid,
                 "turned away: too many connections"
             );
-            turn_away(
-                &stream,
-                "busy: you have too many connections open, close some and try again",
-            );
+            turn_away(&stream, TOO_MANY);
             continue;
         };
         let desk = desk.clone();
@@ -125,7 +125,7 @@ fn exhausted(e: &io::Error) -> bool {
 }
 
 /// One line that both protocols understand, if the socket takes it; then the connection ends.
-fn turn_away(stream: &UnixStream, message: &str) {
+pub fn turn_away(stream: &UnixStream, message: &str) {
     let _ = stream.try_write(&Answer::Error(message).encode());
 }
 

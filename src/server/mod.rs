@@ -53,6 +53,8 @@ pub enum Notice {
         /// Its standard input, for the connection that asked for it.
         stdin: Option<Input>,
     },
+    /// More messages, as fast as the client takes them, until it leaves.
+    Feed(mpsc::Receiver<Reply>),
 }
 
 /// Where what a client sends goes.

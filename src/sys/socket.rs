@@ -1,7 +1,50 @@
-//! SO_PEERGROUPS, which neither `rustix` nor `nix` knows.
+//! What `rustix` and `nix` lack or make long: SO_PEERGROUPS, and messages with descriptors.
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+/// The most descriptors that come with a message.
+const MOST: usize = 8;
+
+/// Sends a message with descriptors, without waiting. Returns how many bytes went; the
+/// descriptors go with the first.
+///
+/// # Errors
+/// What the kernel said; `WouldBlock` if there is no room.
+pub fn send_with_fds(to: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("more descriptors than a message carries"));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(sendmsg(to, &[IoSlice::new(bytes)], &mut ancillary, flags)?)
+}
+
+/// Receives a message, without waiting. Returns how many bytes came, and the descriptors that
+/// came with them.
+///
+/// # Errors
+/// What the kernel said; `WouldBlock` if there is nothing.
+pub fn receive_with_fds(from: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(from, &mut [IoSliceMut::new(bytes)], &mut ancillary, flags)?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(more) = message {
+            fds.extend(more);
+        }
+    }
+    Ok((received.bytes, fds))
+}
 
 /// The supplementary groups that the peer of a UNIX socket had when it connected.
 ///

@@ -87,7 +87,18 @@ fn the_example_shows_true_defaults() {
     let text = std::fs::read_to_string(top().join("etc/deployer.cfg")).unwrap();
     let (globals, _) = text.split_once("\n[").unwrap();
     // These keys have no value that means the same as their absence.
-    let no_default = ["group", "cwd", "limit-nofile", "args"];
+    let no_default = [
+        "group",
+        "cwd",
+        "limit-nofile",
+        "args",
+        "http-socket",
+        "http-listen",
+        "http-hosts",
+        "http-user-header",
+        "http-trust-uid",
+        "http-trust-address",
+    ];
     let mut shown = 0;
     let mut uncommented = String::from("user = daemon\nenv-LANG = C.UTF-8\n");
     for line in globals.lines() {

@@ -784,8 +784,10 @@ impl Daemon {
                 && p.state != 'Z'
                 && is_binary(p.pid, &self.bin())
                 && matches!(read("comm").unwrap_or_default().trim(), "deployer" | "exe")
-                // The worker of an update becomes a child of the keeper when the daemon dies.
-                && !read("cmdline").unwrap_or_default().contains("--role=source")
+                // A worker or gateway becomes a child of the keeper when the daemon dies.
+                && !["--role=source", "--role=web"]
+                    .iter()
+                    .any(|role| read("cmdline").unwrap_or_default().contains(role))
         };
         processes().into_iter().find(is_daemon).map(|p| p.pid)
     }

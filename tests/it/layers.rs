@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("run", &["config", "ids", "log", "sys"]),
     ("server", &["ids", "log", "policy", "protocol", "sys"]),
     ("source", &["config", "sys"]),
+    ("web", &["log", "protocol", "sys"]),
     ("keeper", &["logging", "sys"]),
     (
         "client",
@@ -29,7 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "daemon",
         &[
             "cli", "config", "engine", "ids", "keeper", "log", "logging", "policy", "protocol",
-            "run", "server", "source", "store", "sys",
+            "run", "server", "source", "store", "sys", "web",
         ],
     ),
 ];

@@ -13,6 +13,7 @@ mod clients;
 mod config;
 mod examples;
 mod git;
+mod http;
 mod kills;
 mod layers;
 mod records;

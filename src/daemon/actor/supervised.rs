@@ -23,7 +23,15 @@ impl Actor {
     /// One event for the supervision, and all that follows from it.
     pub(super) fn supervise(&mut self, event: ServiceEvent) {
         let mut effects = Vec::new();
+        let about = event.program().cloned();
+        let before = about.as_ref().map(|program| self.word_of(program));
         self.services.handle(Instant::now(), event, &mut effects);
+        if let Some(program) = about {
+            let word = self.word_of(&program);
+            if before != Some(word) {
+                self.hands.events.tell(&program, None, word);
+            }
+        }
         let mut remember = false;
         for effect in effects {
             match effect {
@@ -392,6 +400,19 @@ impl Actor {
     }
 
     /// What there is to say about a program, for lists.
+    /// The state of a supervised program, in a word.
+    fn word_of(&self, program: &ProgramName) -> &'static str {
+        match self.services.state(program).0 {
+            State::Down => "stopped",
+            State::Held(_) => "waiting",
+            State::Starting { .. } | State::Waking { .. } => "starting",
+            State::Up(_) => "running",
+            State::Stopping { .. } => "stopping",
+            State::Pausing(_) => "backoff",
+            State::Failed => "failed",
+        }
+    }
+
     pub(super) fn state_of(&self, program: &ProgramName) -> LaneState {
         let run = LaneName::new(program, &ActionName::run());
         let mut state = LaneState {
@@ -411,23 +432,15 @@ impl Actor {
             _ => None,
         });
         let last = self.last_exits.get(program).copied();
-        let (word, next) = match service {
-            State::Down => ("stopped", None),
-            State::Held(_) => ("waiting", None),
-            State::Starting { .. } | State::Waking { .. } => ("starting", None),
-            State::Up(_) => ("running", None),
-            State::Stopping { .. } => ("stopping", None),
-            State::Pausing(at) => {
-                let left = at.saturating_duration_since(Instant::now());
-                ("backoff", Some(left))
-            }
-            State::Failed => ("failed", None),
+        let next = match service {
+            State::Pausing(at) => Some(at.saturating_duration_since(Instant::now())),
+            _ => None,
         };
         if process.is_some() {
             state.run = self.processes.get(program).copied();
         }
         state.service = Some(ServiceState {
-            word,
+            word: self.word_of(program),
             pid: process.map(|(_, live)| live.pid),
             since: started.or(last.map(|(_, at)| at)),
             restarts,

@@ -1,0 +1,41 @@
+//! What the daemon and its HTTP gateway say to each other, over a socket of their own: one JSON
+//! object a message, with descriptors.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the gateway finds its end of the socket.
+pub const LINE_FD: i32 = 3;
+
+/// The longest message, in bytes.
+pub const LONGEST: usize = 16 * 1024;
+
+/// The daemon's only message. The listening sockets come with it, in the order of `listeners`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// What the sockets are.
+    pub listeners: Vec<Listener>,
+    /// By which names it may be called, beside those of the machine itself.
+    pub hosts: Vec<String>,
+    /// The header in which a reverse proxy says who asks, in lower case.
+    pub user_header: Option<String>,
+}
+
+/// A socket that the gateway accepts connections on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Listener {
+    /// A UNIX socket.
+    Unix,
+    /// TCP.
+    Tcp,
+}
+
+/// What the gateway says for each request. Two descriptors come with it: the socket of the HTTP
+/// client, which the daemon asks who that is, and a stream socket on which the framed protocol is
+/// spoken in that client's name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Who it is according to a reverse proxy. Counts only if that is one that is trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}

@@ -1,0 +1,18 @@
+//! The HTTP gateway: HTTP in, the framed protocol out.
+//!
+//! It has no privileges and decides nothing. Each HTTP request becomes one request to the daemon,
+//! made in the name of whoever the daemon finds at the other end of the HTTP client's socket.
+//!
+//! ```text
+//! gateway    the process: accepts connections, checks what has to be true of every request
+//!  ├ routes   what there is, in one table; the OpenAPI document is made of it
+//!  ├ api      what each of them does
+//!  ├ answer   bodies, and errors as problem documents
+//!  └ upstream the way to the daemon
+//! ```
+
+mod answer;
+mod api;
+pub mod gateway;
+mod routes;
+mod upstream;

@@ -1,0 +1,145 @@
+//! The way to the daemon: a session for each request, in somebody's name.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+
+use crate::protocol::frame::{self, HEADER, Kind};
+use crate::protocol::gateway::Claim;
+use crate::protocol::message::{ErrorCode, Reply, Request};
+use crate::protocol::plain::FRAMED;
+use crate::sys;
+
+/// An HTTP client, as the daemon is to see it.
+#[derive(Clone)]
+pub struct Caller {
+    /// The daemon.
+    pub line: Arc<AsyncFd<OwnedFd>>,
+    /// The client's own socket.
+    pub client: Arc<OwnedFd>,
+    /// What is said of it.
+    pub claim: Claim,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub struct Fault {
+    /// The daemon's word for it.
+    pub code: ErrorCode,
+    /// What, and what to do next.
+    pub message: String,
+}
+
+impl From<io::Error> for Fault {
+    fn from(e: io::Error) -> Self {
+        Self {
+            code: ErrorCode::Stopping,
+            message: format!("the daemon does not answer: {e}"),
+        }
+    }
+}
+
+impl Caller {
+    /// Asks the daemon.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub async fn ask(&self, request: &Request) -> Result<Session, Fault> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let (ours, theirs) = pair.map_err(io::Error::from)?;
+        let claim = serde_json::to_vec(&self.claim).map_err(io::Error::from)?;
+        let fds = [self.client.as_fd(), theirs.as_fd()];
+        self.line
+            .async_io(Interest::WRITABLE, |line| {
+                sys::socket::send_with_fds(line, &claim, &fds)
+            })
+            .await?;
+        drop(theirs);
+        let mut stream = UnixStream::from_std(ours.into())?;
+        let json = serde_json::to_vec(request).map_err(io::Error::from)?;
+        let mut bytes = FRAMED.to_vec();
+        bytes.extend_from_slice(&frame::encode(Kind::Control, &json));
+        // Turned away while sending: the reason is there to be read.
+        let _ = stream.write_all(&bytes).await;
+        Ok(Session {
+            stream,
+            bytes: Vec::new(),
+            fds: VecDeque::new(),
+        })
+    }
+
+    /// All that the daemon says to this, but for the last word.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or its silence.
+    pub async fn all(&self, request: &Request) -> Result<(Vec<Reply>, Reply), Fault> {
+        let mut session = self.ask(request).await?;
+        let mut said = Vec::new();
+        loop {
+            match session.receive().await? {
+                last @ (Reply::Done { .. } | Reply::You(_)) => return Ok((said, last)),
+                reply => said.push(reply),
+            }
+        }
+    }
+}
+
+/// A request on its way.
+pub struct Session {
+    stream: UnixStream,
+    bytes: Vec<u8>,
+    fds: VecDeque<OwnedFd>,
+}
+
+impl Session {
+    /// The next message.
+    ///
+    /// # Errors
+    /// The daemon's refusal is one, and so is its end.
+    pub async fn receive(&mut self) -> Result<Reply, Fault> {
+        loop {
+            if self.bytes.starts_with(b"ERROR ") {
+                let text = String::from_utf8_lossy(&self.bytes[6..]);
+                return Err(Fault {
+                    code: ErrorCode::Busy,
+                    message: text.trim_end().to_owned(),
+                });
+            }
+            let decoded = frame::decode_reply(&self.bytes).map_err(io::Error::other)?;
+            if let Some((_, length)) = decoded {
+                let reply = serde_json::from_slice(&self.bytes[HEADER..HEADER + length]);
+                self.bytes.drain(..HEADER + length);
+                return match reply.map_err(io::Error::from)? {
+                    Reply::Error { code, message } => Err(Fault { code, message }),
+                    reply => Ok(reply),
+                };
+            }
+            self.fill().await?;
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        let stream = &self.stream;
+        let receive = || sys::socket::receive_with_fds(stream, &mut buffer);
+        let (n, fds) = stream.async_io(Interest::READABLE, receive).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.fds.extend(fds);
+        self.bytes.extend_from_slice(&buffer[..n]);
+        Ok(())
+    }
+
+    /// A descriptor that came with the last messages, in order.
+    pub fn take_fd(&mut self) -> Option<OwnedFd> {
+        self.fds.pop_front()
+    }
+}
