@@ -96,6 +96,8 @@ pub enum Command {
     },
     /// `CAN`
     Can(CanOptions),
+    /// `UI`
+    Ui,
     /// `CHECK`
     Check {
         /// What a reload would change.
@@ -396,6 +398,9 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show it all in a browser: serve pages to you alone, on this machine
+    #[command(name = "UI", alias = "ui")]
+    Ui,
     /// Check a configuration file without touching the daemon
     #[command(name = "CHECK", alias = "check")]
     Check {
@@ -580,6 +585,7 @@ where
                 nul: false,
                 json,
             },
+            Some(Verb::Ui) => Command::Ui,
             Some(Verb::Check { diff }) => Command::Check { diff },
             Some(Verb::Program(words)) => program_line(words)?,
             None => {

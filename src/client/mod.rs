@@ -14,6 +14,7 @@ mod list;
 mod logs;
 mod run;
 mod terminal;
+mod ui;
 mod view;
 
 use std::fmt::Write as _;
@@ -65,6 +66,7 @@ pub fn main(target: &Target, command: Command) -> Exit {
         Command::Stop => control::stop(target),
         Command::Reload => control::reload(target),
         Command::List { long, nul, json } => list::list(target, long, nul, json),
+        Command::Ui => ui::ui(target),
         Command::Daemon(_) => Err(Problem::new("the daemon is no client")),
     };
     result.unwrap_or_else(|problem| {

@@ -11,7 +11,7 @@ use super::keys::Key;
 use super::model::{
     AfterUpdate, Allow, Allowed, Args, Cgroup, Global, Http, KillMode, Leftovers, LogTo, Pause,
     Program, Ready, RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser, S3, Schedule,
-    Source, Switch,
+    Source, Switch, UiRoot,
 };
 use super::people::{Names, groups, run_group, run_user, users};
 use super::remote::{self, Remote};
@@ -269,6 +269,13 @@ impl Reader<'_> {
                 let addresses = values::ip_addresses(v);
                 self.set(entry, addresses, &mut global.http.trust_addresses);
             }
+            Key::UiRoot => {
+                let ui = match v {
+                    "none" => Ok(UiRoot::Nothing),
+                    _ => values::path(v).map(UiRoot::Directory),
+                };
+                self.set(entry, ui, &mut global.http.ui);
+            }
             _ => return false,
         }
         true
@@ -466,7 +473,8 @@ impl Reader<'_> {
             | Key::HttpHosts
             | Key::HttpUserHeader
             | Key::HttpTrustUid
-            | Key::HttpTrustAddress => {}
+            | Key::HttpTrustAddress
+            | Key::UiRoot => {}
         }
     }
 

@@ -101,6 +101,7 @@ pub enum Key {
     HttpUserHeader,
     HttpTrustUid,
     HttpTrustAddress,
+    UiRoot,
     AllowUid,
     AllowGid,
     UidAction(ActionName),
@@ -309,10 +310,6 @@ const KEYS: &[KeySpec] = {
     ]
 };
 
-/// Keys that are not part of this version: whoever brings them from another file is told so
-/// instead of being offered a similar word.
-const LATER_KEYS: &[&str] = &["http-socket", "http-listen", "ui-root"];
-
 /// The names of resource limits.
 pub(super) const RESOURCES: &[(&str, Resource)] = &[
     ("as", Resource::As),
@@ -433,15 +430,8 @@ fn unknown(text: &str, place: Scope) -> KeyError {
     }
 }
 
-/// An error for keys that other files have and this version has not.
+/// An error for keys of actions that have no process.
 fn later(text: &str) -> Option<KeyError> {
-    if LATER_KEYS.contains(&text) {
-        return Some(KeyError {
-            code: Code::UnsupportedKey,
-            message: format!("{} is not supported by this version", quote(text)),
-            help: Some("remove it".to_owned()),
-        });
-    }
     for spec in KEYS {
         // An action of the daemon that this form does not take has no process of its own.
         let Tail::Process(_) = spec.tail else {
@@ -612,14 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_parts_to_come_are_called_unsupported() {
-        for text in ["http-socket-owner", "ui-root"] {
-            assert_eq!(
-                error(text, Scope::Program).code,
-                Code::UnsupportedKey,
-                "{text}"
-            );
-        }
+    fn actions_of_the_daemon_have_no_commands() {
         for text in ["cmd-cancel", "cmd-kill", "user-kill"] {
             assert_eq!(error(text, Scope::Program).code, Code::UnknownKey, "{text}");
         }

@@ -70,6 +70,20 @@ pub struct Http {
     pub trust_uids: Vec<Uid>,
     /// `http-trust-address`: whose word counts there, of addresses.
     pub trust_addresses: Vec<IpAddr>,
+    /// `ui-root`: the pages that are shown.
+    pub ui: UiRoot,
+}
+
+/// The pages of the gateway (`ui-root`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum UiRoot {
+    /// Those that are built in.
+    #[default]
+    BuiltIn,
+    /// Those of this directory.
+    Directory(PathBuf),
+    /// None.
+    Nothing,
 }
 
 impl Http {

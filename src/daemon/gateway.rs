@@ -23,9 +23,9 @@ use super::InForce;
 use super::front::Front;
 use super::main::{Place, clear_stale};
 use super::names::peer_of_user;
-use crate::config::model::Http;
+use crate::config::model::{Http, UiRoot};
 use crate::policy::Peer;
-use crate::protocol::gateway::{Claim, Hello, LINE_FD, LONGEST, Listener};
+use crate::protocol::gateway::{Claim, Hello, LINE_FD, LONGEST, Listener, Ui};
 use crate::run::spawn;
 use crate::server::listener::{Census, TOO_MANY, turn_away};
 use crate::server::{connection, peer};
@@ -172,6 +172,11 @@ async fn serve(front: &Front, http: &Http, sockets: &Sockets) -> io::Result<()> 
         listeners: kinds,
         hosts: http.hosts.clone(),
         user_header: http.user_header.clone(),
+        ui: match &http.ui {
+            UiRoot::BuiltIn => Ui::BuiltIn,
+            UiRoot::Directory(path) => Ui::Directory(path.clone()),
+            UiRoot::Nothing => Ui::None,
+        },
     };
     sys::socket::send_with_fds(&ours, &serde_json::to_vec(&hello)?, &fds)?;
     info!("the HTTP gateway serves");

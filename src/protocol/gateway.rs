@@ -1,6 +1,8 @@
 //! What the daemon and its HTTP gateway say to each other, over a socket of their own: one JSON
 //! object a message, with descriptors.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// Where the gateway finds its end of the socket.
@@ -18,6 +20,20 @@ pub struct Hello {
     pub hosts: Vec<String>,
     /// The header in which a reverse proxy says who asks, in lower case.
     pub user_header: Option<String>,
+    /// Which pages are served.
+    pub ui: Ui,
+}
+
+/// The pages that a browser is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ui {
+    /// Those that are built in.
+    BuiltIn,
+    /// The files of this directory.
+    Directory(PathBuf),
+    /// None.
+    None,
 }
 
 /// A socket that the gateway accepts connections on.

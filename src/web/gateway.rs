@@ -7,6 +7,7 @@ use std::io;
 use std::net::TcpListener as StdTcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +18,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::answer::{Answer, Problem};
 use super::api::Asked;
+use super::assets::Pages;
+use super::loopback::Door;
 use super::routes::{self, Found, Operation};
-use super::upstream::Caller;
+use super::upstream::{Caller, Daemon};
 use crate::protocol::MAX_REQUEST;
 use crate::protocol::gateway::{Claim, Hello, LINE_FD, LONGEST, Listener};
 use crate::sys;
@@ -33,6 +35,8 @@ use crate::sys;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest head of a request, in bytes.
 const HEAD: usize = 32 * 1024;
+/// How long nobody is accepted when there is no room for anybody.
+const PAUSE: Duration = Duration::from_millis(20);
 /// By these names a machine calls itself.
 const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
@@ -65,9 +69,11 @@ async fn serve(line: OwnedFd) -> io::Result<()> {
         .await?;
     let hello: Hello = serde_json::from_slice(&bytes[..length])?;
     let house = Arc::new(House {
-        line: Arc::clone(&line),
+        daemon: Daemon::Line(Arc::clone(&line)),
         hosts: hello.hosts,
         user_header: hello.user_header,
+        pages: Pages::new(&hello.ui),
+        door: None,
     });
     for (kind, fd) in hello.listeners.into_iter().zip(fds) {
         let house = Arc::clone(&house);
@@ -79,24 +85,14 @@ async fn serve(line: OwnedFd) -> io::Result<()> {
                     loop {
                         match listener.accept().await {
                             Ok((stream, _)) => house.take_in(stream, kind),
-                            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                            Err(_) => tokio::time::sleep(PAUSE).await,
                         }
                     }
                 });
             }
             Listener::Tcp => {
                 let listener = TcpListener::from_std(StdTcpListener::from(fd))?;
-                tokio::spawn(async move {
-                    loop {
-                        match listener.accept().await {
-                            Ok((stream, _)) => {
-                                let _ = stream.set_nodelay(true);
-                                house.take_in(stream, kind);
-                            }
-                            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-                        }
-                    }
-                });
+                tokio::spawn(house.serve_tcp(listener));
             }
         }
     }
@@ -115,13 +111,40 @@ async fn serve(line: OwnedFd) -> io::Result<()> {
 }
 
 /// What all connections have in common.
-struct House {
-    line: Arc<AsyncFd<OwnedFd>>,
+pub struct House {
+    daemon: Daemon,
     hosts: Vec<String>,
     user_header: Option<String>,
+    pages: Pages,
+    /// Who may come in; everybody, if there is none.
+    door: Option<Door>,
 }
 
 impl House {
+    /// For one user alone, who is this process' own.
+    pub fn private(socket: &Path, door: Door) -> Arc<Self> {
+        Arc::new(Self {
+            daemon: Daemon::Socket(Arc::new(socket.to_owned())),
+            hosts: Vec::new(),
+            user_header: None,
+            pages: Pages::BuiltIn,
+            door: Some(door),
+        })
+    }
+
+    /// Serves those who connect. Never comes back.
+    pub async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    self.take_in(stream, Listener::Tcp);
+                }
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
     /// Serves a connection in a task of its own.
     fn take_in<S>(self: &Arc<Self>, stream: S, kind: Listener)
     where
@@ -179,6 +202,15 @@ impl House {
         let (head, body) = request.into_parts();
         let authority = head.uri.authority().map(|a| a.as_str().to_owned());
         self.check_host(&head.headers, authority.as_deref())?;
+        if let Some(door) = &self.door
+            && let Some(answer) = door.enter(&head.uri, &head.headers)?
+        {
+            return Ok(answer);
+        }
+        let looks = matches!(head.method, Method::GET | Method::HEAD);
+        if looks && let Some(page) = self.pages.get(head.uri.path()) {
+            return Ok(page);
+        }
         let (route, path) = match routes::find(&head.method, head.uri.path()) {
             Found::Route(route, path) => (route, path),
             Found::Methods(methods) => {
@@ -207,7 +239,8 @@ impl House {
             user: self.claimed_user(&head.headers)?,
         };
         let public = matches!(route.operation, Operation::OpenApi | Operation::Health);
-        if kind == Listener::Tcp && claim.user.is_none() && !public {
+        let known = kind == Listener::Unix || claim.user.is_some() || self.door.is_some();
+        if !known && !public {
             let problem = Problem::new(
                 StatusCode::UNAUTHORIZED,
                 "refused",
@@ -233,7 +266,7 @@ impl House {
             last_event: text_of(&head.headers, "last-event-id")?.map(str::to_owned),
         };
         let caller = Caller {
-            line: Arc::clone(&self.line),
+            daemon: self.daemon.clone(),
             client,
             claim,
         };

@@ -7,12 +7,16 @@
 //! gateway    the process: accepts connections, checks what has to be true of every request
 //!  ├ routes   what there is, in one table; the OpenAPI document is made of it
 //!  ├ api      what each of them does
+//!  ├ assets   the pages
 //!  ├ answer   bodies, and errors as problem documents
 //!  └ upstream the way to the daemon
+//! loopback   the same for one user, without a gateway (`deployer UI`)
 //! ```
 
 mod answer;
 mod api;
+mod assets;
 pub mod gateway;
+pub mod loopback;
 mod routes;
 mod upstream;

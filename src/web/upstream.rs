@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -20,11 +21,20 @@ use crate::sys;
 #[derive(Clone)]
 pub struct Caller {
     /// The daemon.
-    pub line: Arc<AsyncFd<OwnedFd>>,
+    pub daemon: Daemon,
     /// The client's own socket.
     pub client: Arc<OwnedFd>,
     /// What is said of it.
     pub claim: Claim,
+}
+
+/// How the daemon is reached.
+#[derive(Clone)]
+pub enum Daemon {
+    /// As its gateway: in the name of whoever is at the other end of a socket.
+    Line(Arc<AsyncFd<OwnedFd>>),
+    /// As everybody: in the name of this process' own user.
+    Socket(Arc<PathBuf>),
 }
 
 /// Why there is no answer.
@@ -51,18 +61,10 @@ impl Caller {
     /// # Errors
     /// It cannot be reached.
     pub async fn ask(&self, request: &Request) -> Result<Session, Fault> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
-        let (ours, theirs) = pair.map_err(io::Error::from)?;
-        let claim = serde_json::to_vec(&self.claim).map_err(io::Error::from)?;
-        let fds = [self.client.as_fd(), theirs.as_fd()];
-        self.line
-            .async_io(Interest::WRITABLE, |line| {
-                sys::socket::send_with_fds(line, &claim, &fds)
-            })
-            .await?;
-        drop(theirs);
-        let mut stream = UnixStream::from_std(ours.into())?;
+        let mut stream = match &self.daemon {
+            Daemon::Socket(path) => UnixStream::connect(path.as_path()).await?,
+            Daemon::Line(line) => self.open(line).await?,
+        };
         let json = serde_json::to_vec(request).map_err(io::Error::from)?;
         let mut bytes = FRAMED.to_vec();
         bytes.extend_from_slice(&frame::encode(Kind::Control, &json));
@@ -73,6 +75,18 @@ impl Caller {
             bytes: Vec::new(),
             fds: VecDeque::new(),
         })
+    }
+
+    /// A session in the client's name.
+    async fn open(&self, line: &AsyncFd<OwnedFd>) -> io::Result<UnixStream> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let (ours, theirs) = pair?;
+        let claim = serde_json::to_vec(&self.claim)?;
+        let fds = [self.client.as_fd(), theirs.as_fd()];
+        let send = |line: &OwnedFd| sys::socket::send_with_fds(line, &claim, &fds);
+        line.async_io(Interest::WRITABLE, send).await?;
+        UnixStream::from_std(ours.into())
     }
 
     /// All that the daemon says to this, but for the last word.

@@ -98,6 +98,7 @@ fn the_example_shows_true_defaults() {
         "http-user-header",
         "http-trust-uid",
         "http-trust-address",
+        "ui-root",
     ];
     let mut shown = 0;
     let mut uncommented = String::from("user = daemon\nenv-LANG = C.UTF-8\n");

@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("keeper", &["logging", "sys"]),
     (
         "client",
-        &["cli", "config", "import", "log", "protocol", "sys"],
+        &["cli", "config", "import", "log", "protocol", "sys", "web"],
     ),
     (
         "daemon",

@@ -8,6 +8,7 @@
 mod harness;
 mod acceptance;
 mod asking;
+mod browser;
 mod child;
 mod clients;
 mod config;
