@@ -73,6 +73,8 @@ pub enum Command {
         /// The program.
         program: String,
     },
+    /// `TOKEN`
+    Token(TokenCommand),
     /// `HISTORY`
     History(HistoryOptions),
     /// `CANCEL`
@@ -126,6 +128,37 @@ pub struct DaemonOptions {
     pub root: Option<PathBuf>,
     /// Which programs are started, instead of the configuration's `do-autostart`.
     pub autostart: Option<String>,
+}
+
+/// What `TOKEN` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum TokenCommand {
+    /// Make one, and print it once
+    Add {
+        /// A program that it is for (several times for several)
+        #[arg(long = "program", value_name = "PROGRAM", required = true)]
+        programs: Vec<String>,
+        /// An action that it is for (several times for several)
+        #[arg(long = "action", value_name = "ACTION", default_value = "run")]
+        actions: Vec<String>,
+        /// How long it counts, such as 90d, or `never`
+        #[arg(long, value_name = "TIME", default_value = "90d")]
+        expires: String,
+        /// What you call it
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List yours; as root, all
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let one count no more
+    Remove {
+        /// Its number
+        id: u64,
+    },
 }
 
 /// What `RUN` is given.
@@ -373,6 +406,9 @@ enum Verb {
         #[arg(long = "for", value_name = "TIME")]
         time: Option<String>,
     },
+    /// Make, list and remove tokens for HTTP
+    #[command(name = "TOKEN", alias = "token", subcommand)]
+    Token(TokenCommand),
     /// Let a frozen program go on
     #[command(name = "THAW", alias = "thaw")]
     Thaw {
@@ -575,6 +611,7 @@ where
                 reason,
                 time,
             },
+            Some(Verb::Token(command)) => Command::Token(command),
             Some(Verb::Thaw { program }) => Command::Thaw { program },
             Some(Verb::History(o)) => Command::History(o),
             Some(Verb::Cancel { id }) => Command::Cancel { id },

@@ -9,9 +9,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Words of the command line that a program can therefore not be called, in capitals or lower case.
-pub const VERBS: [&str; 18] = [
+pub const VERBS: [&str; 19] = [
     "RUN", "LOGS", "ATTACH", "HISTORY", "CANCEL", "FREEZE", "THAW", "CAN", "WHY", "CHECK", "UI",
-    "LIST", "IMPORT", "PIN", "UNPIN", "PLAN", "VERIFY", "RELEASES",
+    "TOKEN", "LIST", "IMPORT", "PIN", "UNPIN", "PLAN", "VERIFY", "RELEASES",
 ];
 
 /// Why a name or a number was refused. The text is a fragment that follows the thing it is about.

@@ -10,7 +10,7 @@
 //!
 //! A list of the action (`uid-run`) replaces the program's (`allow-uid`), and that one the
 //! global one; users and groups apart. `cancel` has the lists of `run` where it has none of
-//! its own. Overflow and unset ids are no [`Uid`] or [`Gid`] at all, so they match nothing.
+//! its own. Whoever shows a token may at most what it is confined to. Overflow and unset ids are no [`Uid`] or [`Gid`] at all, so they match nothing.
 //! The pid never counts.
 
 use std::fmt;
@@ -36,6 +36,26 @@ pub struct Peer {
     pub pid: i32,
     /// The uid as the kernel gave it, for the record only.
     pub raw_uid: u32,
+    /// What it is confined to, whatever it may do otherwise; none: nothing.
+    pub scope: Option<Arc<Scope>>,
+}
+
+/// What somebody is confined to who shows a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// These programs alone.
+    pub programs: Vec<ProgramName>,
+    /// These actions alone.
+    pub actions: Vec<ActionName>,
+}
+
+impl Peer {
+    /// Whether what it is confined to has this.
+    fn reaches(&self, program: &ProgramName, action: &ActionName) -> bool {
+        self.scope
+            .as_ref()
+            .is_none_or(|scope| scope.programs.contains(program) && scope.actions.contains(action))
+    }
 }
 
 /// What allowed a request.
@@ -146,7 +166,7 @@ pub fn authorize(
     action: &ActionName,
 ) -> Result<Grant, Denied> {
     let settings = settings(config, program, action.as_str());
-    if !has_action(settings, action) {
+    if !has_action(settings, action) || !peer.reaches(program, action) {
         return Err(Denied);
     }
     let rule = decide(settings, owner, peer, action.as_str()).ok_or(Denied)?;
@@ -161,7 +181,10 @@ pub fn authorize(
 /// Whether the peer may know of the program: it may do at least one thing with it.
 #[must_use]
 pub fn may_see(config: &Config, owner: Uid, peer: &Peer, program: &ProgramName) -> bool {
-    let may = |settings: &Program, action: &str| decide(settings, owner, peer, action).is_some();
+    let may = |settings: &Program, action: &str| {
+        let reached = ActionName::new(action).is_ok_and(|action| peer.reaches(program, &action));
+        reached && decide(settings, owner, peer, action).is_some()
+    };
     let section = config.programs.get(program);
     let own = section.unwrap_or(&config.script);
     actions(own).iter().any(|action| may(own, action.as_str()))
@@ -272,7 +295,7 @@ fn without<T: Copy + PartialEq>(these: &[T], those: &[T]) -> Vec<T> {
 /// Whether the peer may do everything: root, and the user the daemon runs as.
 #[must_use]
 pub fn is_admin(owner: Uid, peer: &Peer) -> bool {
-    admin(owner, peer).is_some()
+    peer.scope.is_none() && admin(owner, peer).is_some()
 }
 
 /// A verdict and its reason, for somebody who may know both.
@@ -428,6 +451,7 @@ mod tests {
             groups: groups.iter().filter_map(|g| Gid::new(*g).ok()).collect(),
             pid: 1,
             raw_uid: uid,
+            scope: None,
         }
     }
 

@@ -14,6 +14,7 @@ mod list;
 mod logs;
 mod run;
 mod terminal;
+mod token;
 mod ui;
 mod view;
 
@@ -67,6 +68,7 @@ pub fn main(target: &Target, command: Command) -> Exit {
         Command::Reload => control::reload(target),
         Command::List { long, nul, json } => list::list(target, long, nul, json),
         Command::Ui => ui::ui(target),
+        Command::Token(command) => token::token(target, command),
         Command::Daemon(_) => Err(Problem::new("the daemon is no client")),
     };
     result.unwrap_or_else(|problem| {

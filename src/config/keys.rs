@@ -240,6 +240,7 @@ const KEYS: &[KeySpec] = {
         row("http-user-header", Global, Nothing(Key::HttpUserHeader)),
         row("http-trust-uid", Global, Nothing(Key::HttpTrustUid)),
         row("http-trust-address", Global, Nothing(Key::HttpTrustAddress)),
+        row("ui-root", Global, Nothing(Key::UiRoot)),
         row("allow-uid", Both, Nothing(Key::AllowUid)),
         row("allow-gid", Both, Nothing(Key::AllowGid)),
         row("uid-", Program, Action(Key::UidAction)),

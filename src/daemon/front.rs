@@ -23,6 +23,7 @@ use super::events::{Events, News};
 use super::freeze::{Freezer, Frozen};
 use super::names::{self, Names};
 use super::rows;
+use super::tokens::{self, Tokens, Wanted};
 use crate::config::inputs::validate_inputs;
 use crate::config::load;
 use crate::config::model::{Args, Config, Input, KillMode, LogTo, Program};
@@ -32,7 +33,7 @@ use crate::ids::{ActionName, ProgramName, RunId};
 use crate::policy::{self, Grant, Peer};
 use crate::protocol::message::{
     CodeQuestion, Detail, ErrorCode, Event, LogsRequest, OutputWay, Reply, Request, RunRequest,
-    Service, StdinWay, Terminal, You,
+    Service, StdinWay, Terminal, Token, You,
 };
 use crate::run::script;
 use crate::run::tree::{Tree, Usage, ticks_per_second};
@@ -82,6 +83,8 @@ pub struct Front {
     pub surroundings: Arc<Surroundings>,
     /// What happens.
     pub events: Events,
+    /// Who is believed over HTTP.
+    pub tokens: Tokens,
 }
 
 /// An answer that ends a request early.
@@ -135,6 +138,20 @@ impl Desk for Front {
                 let frozen = Some((reason, seconds));
                 self.freeze(&peer, &program, frozen, &notices).await
             }
+            Request::TokenAdd {
+                programs,
+                actions,
+                name,
+                seconds,
+            } => {
+                self.add_token(&peer, &programs, &actions, (name, seconds), &notices)
+                    .await
+            }
+            Request::TokenList => {
+                self.list_tokens(&peer, &notices);
+                Ok(())
+            }
+            Request::TokenRemove { id } => self.remove_token(&peer, id, &notices).await,
             Request::Thaw { program } => self.freeze(&peer, &program, None, &notices).await,
             Request::List { program, detail } => self.list(&peer, program, detail, &notices).await,
             Request::WhoAmI => {
@@ -426,6 +443,113 @@ impl Front {
                 ErrorCode::Failed,
                 "the question was lost; ask again",
             )),
+        }
+    }
+
+    async fn add_token(
+        &self,
+        peer: &Peer,
+        programs: &[String],
+        actions: &[String],
+        (name, seconds): (String, Option<f64>),
+        notices: &Notices,
+    ) -> Result<(), Refusal> {
+        let bad = |message: &str| refusal(ErrorCode::BadInput, message);
+        if peer.scope.is_some() {
+            let message = "a token makes no tokens";
+            return Err(refusal(ErrorCode::Refused, message));
+        }
+        if programs.is_empty() || actions.is_empty() {
+            return Err(bad("a token is for at least one program and one action"));
+        }
+        if name.len() > KEY_MAX || name.chars().any(char::is_control) {
+            return Err(bad("the name is too long, or has control characters"));
+        }
+        let (mut names, mut allowed) = (Vec::new(), Vec::new());
+        for action in actions {
+            let action =
+                ActionName::new(action).map_err(|_| bad(&format!("{action:?} is no action")))?;
+            allowed.push(action);
+        }
+        for program in programs {
+            for action in &allowed {
+                // What one may not do oneself, one cannot let others do.
+                names.push(self.authorize(peer, program, action)?.name().clone());
+            }
+        }
+        names.dedup();
+        let until = match seconds {
+            None => None,
+            Some(s) if s > 0.0 && s < 3.2e9 => Some(Moment::now().nanos() + (s * 1e9) as i64),
+            Some(_) => return Err(bad("the time has to be more than nothing")),
+        };
+        let by = self.names.by(peer).await;
+        let wanted = Wanted {
+            name,
+            owner: (peer.raw_uid, by.user.clone()),
+            programs: names,
+            actions: allowed,
+            until,
+        };
+        let tokens = self.tokens.clone();
+        let (id, secret) = match blocking(move || tokens.add(wanted)).await {
+            Some(Ok(made)) => made,
+            Some(Err(e)) => return Err(refusal(ErrorCode::Failed, format!("no token: {e}"))),
+            None => return Err(refusal(ErrorCode::Failed, "no token was made")),
+        };
+        info!(
+            uid = peer.raw_uid,
+            pid = peer.pid,
+            "token {id} was made by {}",
+            by.user
+        );
+        let message = format!("that is token {id}; nobody will be shown it again");
+        done(notices, Some(message), Some(format!("{secret}\n")), 0);
+        Ok(())
+    }
+
+    fn list_tokens(&self, peer: &Peer, notices: &Notices) {
+        let admin = policy::is_admin(self.in_force().owner, peer);
+        let all = self.tokens.list().into_iter();
+        for token in all.filter(|t| admin || (peer.scope.is_none() && t.uid == peer.raw_uid)) {
+            let at = |nanos| Moment::from_nanos(nanos).rfc3339();
+            let texts = |names: &[ProgramName]| names.iter().map(ToString::to_string).collect();
+            tell(
+                notices,
+                Reply::Token(Token {
+                    id: token.id,
+                    name: token.name.clone(),
+                    user: token.user.clone(),
+                    programs: texts(&token.programs),
+                    actions: token.actions.iter().map(ToString::to_string).collect(),
+                    since: at(token.since),
+                    until: token.until.map(at),
+                }),
+            );
+        }
+        finish(notices, None);
+    }
+
+    async fn remove_token(&self, peer: &Peer, id: u64, notices: &Notices) -> Result<(), Refusal> {
+        let admin = policy::is_admin(self.in_force().owner, peer);
+        let (tokens, uid, free) = (self.tokens.clone(), peer.raw_uid, peer.scope.is_none());
+        let may = move |token: &tokens::Token| admin || (free && token.uid == uid);
+        match blocking(move || tokens.remove(id, may)).await {
+            Some(Ok(Some(token))) => {
+                info!(
+                    uid,
+                    pid = peer.pid,
+                    "token {id} of {} was removed",
+                    token.user
+                );
+                finish(notices, Some(format!("token {id} counts no more")));
+                Ok(())
+            }
+            Some(Ok(None)) => Err(refusal(
+                ErrorCode::Refused,
+                format!("token {id}: no such token, or not one of yours"),
+            )),
+            _ => Err(refusal(ErrorCode::Failed, "the token could not be removed")),
         }
     }
 

@@ -188,8 +188,11 @@ async fn serve(front: &Front, http: &Http, sockets: &Sockets) -> io::Result<()> 
         };
         let (front, http, census) = (front.clone(), http.clone(), census.clone());
         tokio::spawn(async move {
-            let peer = identify(&client, claim, &http).await;
+            let peer = identify(&front, &client, claim, &http).await;
             drop(client);
+            let Some(peer) = peer else {
+                return turn_away(&session, UNKNOWN);
+            };
             let most = front.in_force.borrow().config.global.clients_per_user;
             match census.enter(peer.raw_uid, most) {
                 Some(_place) => connection::serve(session, peer, front).await,
@@ -262,19 +265,34 @@ async fn hear(line: &AsyncFd<OwnedFd>) -> io::Result<Option<Request>> {
     }
 }
 
-/// Who an HTTP client is: on a UNIX socket whoever the kernel says, elsewhere nobody; and whoever
-/// a trusted proxy says.
-async fn identify(client: &OwnedFd, claim: Claim, http: &Http) -> Peer {
+/// What a client is told whose token does not count.
+const UNKNOWN: &str = "unauthorized: the token is not known, or has expired";
+
+/// Who an HTTP client is: on a UNIX socket whoever the kernel says, elsewhere nobody; whoever a
+/// trusted proxy says; and whoever made the token that it shows. None: that does not count.
+async fn identify(front: &Front, client: &OwnedFd, claim: Claim, http: &Http) -> Option<Peer> {
+    if let Some(secret) = claim.token {
+        let token = front.tokens.find(&secret)?;
+        let user = token.uid.to_string();
+        let owner = tokio::task::spawn_blocking(move || peer_of_user(&user)).await;
+        let mut owner = owner.ok().flatten()?;
+        owner.scope = Some(Arc::new(token.scope()));
+        return Some(owner);
+    }
     let kernel = peer_of(client);
     let trusted = match &kernel {
         Ok(peer) => peer.uid.is_some_and(|uid| http.trust_uids.contains(&uid)),
         Err(_) => address_of(client).is_some_and(|ip| http.trust_addresses.contains(&ip)),
     };
-    if let Some(user) = claim.user.filter(|_| trusted) {
-        let named = tokio::task::spawn_blocking(move || peer_of_user(&user)).await;
-        return named.ok().flatten().unwrap_or_else(nobody);
+    if trusted && http.user_header.is_some() {
+        // One that does not say who asks speaks for nobody, and not for itself.
+        let named = match claim.user {
+            Some(user) => tokio::task::spawn_blocking(move || peer_of_user(&user)).await,
+            None => Ok(None),
+        };
+        return Some(named.ok().flatten().unwrap_or_else(nobody));
     }
-    kernel.unwrap_or_else(|_| nobody())
+    Some(kernel.unwrap_or_else(|_| nobody()))
 }
 
 /// The peer of a UNIX socket.
@@ -300,5 +318,6 @@ fn nobody() -> Peer {
         groups: Vec::new(),
         pid: 0,
         raw_uid: u32::MAX,
+        scope: None,
     }
 }

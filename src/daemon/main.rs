@@ -25,6 +25,7 @@ use super::gateway;
 use super::names::Names;
 use super::recover::{self, Inherited, Recovery};
 use super::schedule::Scheduler;
+use super::tokens::Tokens;
 use crate::config::load;
 use crate::config::model::{Cgroup, Config, Program};
 use crate::ids::{ProgramName, Uid};
@@ -260,6 +261,7 @@ impl Daemon {
             queries,
             names: Arc::new(Names::default()),
             freezer: Freezer::open(&global.state_dir),
+            tokens: Tokens::open(&global.state_dir),
             lookout: Lookout::default(),
             surroundings: Arc::clone(&surroundings),
             events,

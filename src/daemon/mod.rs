@@ -6,7 +6,8 @@
 //! * [`actor`]: owns the engine; [`effects`] does what it says.
 //! * [`code`]: workers, which have to do with where code comes from.
 //! * [`schedule`]: what is done by itself; [`freeze`]: what is not.
-//! * [`events`]: what happens, for those who watch; [`gateway`]: the HTTP gateway.
+//! * [`events`]: what happens, for those who watch; [`gateway`]: the HTTP gateway;
+//!   [`tokens`]: who is believed there.
 //! * [`recover`]: what a former daemon left behind.
 //!
 //! Threads: this one (sockets, timers, the actor), the pump, the store, and a pool for what may
@@ -28,6 +29,7 @@ pub mod recover;
 pub mod rows;
 mod schedule;
 mod signs;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -73,6 +73,7 @@ pub fn peer_of_user(user: &str) -> Option<Peer> {
             groups: Vec::new(),
             pid: 0,
             raw_uid,
+            scope: None,
         });
     };
     let name = std::ffi::CString::new(found.name).ok()?;
@@ -86,5 +87,6 @@ pub fn peer_of_user(user: &str) -> Option<Peer> {
             .collect(),
         pid: 0,
         raw_uid: found.uid.as_raw(),
+        scope: None,
     })
 }

@@ -54,4 +54,7 @@ pub struct Claim {
     /// Who it is according to a reverse proxy. Counts only if that is one that is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// The token that was shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }

@@ -82,6 +82,26 @@ pub enum Request {
         /// The program.
         program: String,
     },
+    /// Make a token for HTTP, which may what the caller may, and at most this.
+    TokenAdd {
+        /// Of these programs.
+        programs: Vec<String>,
+        /// These actions.
+        actions: Vec<String>,
+        /// What the caller calls it.
+        #[serde(default)]
+        name: String,
+        /// For so long; none is until somebody removes it.
+        #[serde(default)]
+        seconds: Option<f64>,
+    },
+    /// The caller's tokens; root's and the daemon's user's question is about all.
+    TokenList,
+    /// Remove a token of the caller's own; root and the daemon's user: any.
+    TokenRemove {
+        /// Its number.
+        id: u64,
+    },
     /// The programs that the caller may use, and their states.
     List {
         /// Only this one.
@@ -336,6 +356,8 @@ pub enum Reply {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<Box<Detail>>,
     },
+    /// A token, without what makes it one.
+    Token(Token),
     /// Who the caller is.
     You(You),
     /// Something has happened.
@@ -406,6 +428,8 @@ pub enum ErrorCode {
     BadRequest,
     /// No such program or run, or not for this caller.
     Refused,
+    /// Nobody knows who asks: the token does not count.
+    Unauthorized,
     /// Inputs or arguments that the program does not take.
     BadInput,
     /// Too much of something: connections, waiting requests.
@@ -479,6 +503,25 @@ pub struct InputField {
     pub min: Option<i64>,
     /// Of a number: the largest.
     pub max: Option<i64>,
+}
+
+/// What may be known of a token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its number.
+    pub id: u64,
+    /// What its owner calls it.
+    pub name: String,
+    /// Its owner.
+    pub user: String,
+    /// Where it counts.
+    pub programs: Vec<String>,
+    /// For what.
+    pub actions: Vec<String>,
+    /// When it was made, RFC 3339.
+    pub since: String,
+    /// Until when it counts, RFC 3339; null: until somebody removes it.
+    pub until: Option<String>,
 }
 
 /// Who the caller is.

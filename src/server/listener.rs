@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -126,7 +127,9 @@ fn exhausted(e: &io::Error) -> bool {
 
 /// One line that both protocols understand, if the socket takes it; then the connection ends.
 pub fn turn_away(stream: &UnixStream, message: &str) {
-    let _ = stream.try_write(&Answer::Error(message).encode());
+    // At once: the runtime does not know yet that there is room.
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let _ = rustix::net::send(stream, &Answer::Error(message).encode(), flags);
 }
 
 #[cfg(test)]

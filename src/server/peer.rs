@@ -28,5 +28,6 @@ pub fn of(socket: impl AsFd) -> io::Result<Peer> {
             .collect(),
         pid: credentials.pid.as_raw_nonzero().get(),
         raw_uid,
+        scope: None,
     })
 }

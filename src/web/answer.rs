@@ -121,6 +121,10 @@ impl Problem {
         if matches!(self.status.as_u16(), 429 | 503) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let how = HeaderValue::from_static("Bearer");
+            headers.insert(header::WWW_AUTHENTICATE, how);
+        }
         answer
     }
 }
@@ -130,6 +134,7 @@ impl From<Fault> for Problem {
         let status = match fault.code {
             ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
             ErrorCode::Refused => StatusCode::NOT_FOUND,
+            ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorCode::BadInput => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorCode::Busy => StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::Frozen => StatusCode::CONFLICT,

@@ -237,15 +237,19 @@ impl House {
         }
         let claim = Claim {
             user: self.claimed_user(&head.headers)?,
+            token: token(&head.headers)?,
         };
         let public = matches!(route.operation, Operation::OpenApi | Operation::Health);
-        let known = kind == Listener::Unix || claim.user.is_some() || self.door.is_some();
+        let known = kind == Listener::Unix
+            || claim.user.is_some()
+            || claim.token.is_some()
+            || self.door.is_some();
         if !known && !public {
             let problem = Problem::new(
                 StatusCode::UNAUTHORIZED,
-                "refused",
-                "nobody knows who asks: come through a reverse proxy that says so \
-                 (http-user-header), or use the UNIX socket",
+                "unauthorized",
+                "nobody knows who asks: show a token (Authorization: Bearer …), come through a \
+                 reverse proxy that says so (http-user-header), or use the UNIX socket",
             );
             return Err(problem);
         }
@@ -301,6 +305,18 @@ impl House {
         let user = text_of(headers, name)?.filter(|user| !user.is_empty());
         Ok(user.map(str::to_owned))
     }
+}
+
+/// The token that is shown, if one is. What else people log in with is their proxy's business.
+fn token(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let shown = text_of(headers, "authorization")?;
+    let token = shown.and_then(|text| {
+        let (scheme, token) = text.split_once(' ')?;
+        scheme
+            .eq_ignore_ascii_case("bearer")
+            .then(|| token.trim().to_owned())
+    });
+    Ok(token)
 }
 
 /// The text of a header that may stand once.

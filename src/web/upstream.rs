@@ -121,8 +121,12 @@ impl Session {
         loop {
             if self.bytes.starts_with(b"ERROR ") {
                 let text = String::from_utf8_lossy(&self.bytes[6..]);
+                let code = match text.starts_with("unauthorized") {
+                    true => ErrorCode::Unauthorized,
+                    false => ErrorCode::Busy,
+                };
                 return Err(Fault {
-                    code: ErrorCode::Busy,
+                    code,
                     message: text.trim_end().to_owned(),
                 });
             }

@@ -11,9 +11,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    ALICE, CAROL, Daemon, OWNER, Running, Site, User, as_user, descendants, finish, free_port,
-    kill, wait_for,
+    ALICE, CAROL, Daemon, OWNER, Running, Site, User, as_user, descendants, executable, finish,
+    free_port, kill, wait_for,
 };
+use crate::sources::Nginx;
 
 /// An answer of the gateway.
 #[derive(Debug)]
@@ -498,7 +499,11 @@ fn w5_identity_headers_count_from_trusted_peers_alone() {
         Value::Null,
         "nobody"
     );
-    assert_eq!(me(CAROL, "X-Other: 1"), CAROL.uid);
+    assert_eq!(
+        me(CAROL, "X-Other: 1"),
+        Value::Null,
+        "a proxy that does not say who"
+    );
     let twice = [
         "-H",
         &alice,
@@ -757,4 +762,271 @@ fn a_reload_opens_and_closes_it() {
     d.ask(OWNER, ["RUN", "app"]).exits(0);
     drop(taken);
     wait_for("it serves", || TcpStream::connect(address).ok());
+}
+
+#[test]
+fn a_token_may_what_its_owner_may_and_no_more_than_it_says() {
+    root_only!(a_token_may_what_its_owner_may_and_no_more_than_it_says);
+    let port = free_port();
+    let globals = format!("http-listen = 127.0.0.1:{port}");
+    let programs = "[prog-app]\ncmd-run = true\ncmd-clean = true\n[prog-other]\ncmd-run = true\n";
+    let d = serve(&globals, programs);
+    let made = d
+        .ask(ALICE, ["TOKEN", "add", "--program", "app", "--name", "ci"])
+        .exits(0);
+    let token = made.text().trim().to_owned();
+    assert!(token.starts_with("deployer_"), "{made:?}");
+    let with = |token: &str, words: &[&str], path: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "-i", "-H", &format!("Authorization: Bearer {token}")]);
+        curl.args(words)
+            .arg(format!("http://127.0.0.1:{port}{path}"));
+        Answer::read(&finish(curl).text())
+    };
+    let run = "/api/v1/programs/app/actions/run";
+    let answer = with(&token, &["--json", "{}"], run).is(202).json();
+    assert_eq!(
+        d.ended(answer["run"].as_u64().unwrap())["by"]["uid"],
+        ALICE.uid
+    );
+    let names = with(&token, &[], "/api/v1/programs").is(200).json();
+    assert_eq!(names["programs"].as_array().unwrap().len(), 1, "{names}");
+    assert_eq!(names["programs"][0]["actions"], json!(["run"]));
+    with(
+        &token,
+        &["--json", "{}"],
+        "/api/v1/programs/app/actions/clean",
+    )
+    .is(404);
+    with(
+        &token,
+        &["--json", "{}"],
+        "/api/v1/programs/other/actions/run",
+    )
+    .is(404);
+    let wrong = with("deployer_0000", &[], "/api/v1/me").is(401);
+    assert!(wrong.head.contains("www-authenticate: bearer"), "{wrong:?}");
+    // Root's is confined, too.
+    let roots = d
+        .ask(OWNER, ["TOKEN", "add", "--program", "app"])
+        .exits(0)
+        .text();
+    let me = with(roots.trim(), &[], "/api/v1/me").is(200).json();
+    assert_eq!(me["admin"], false);
+    with(
+        roots.trim(),
+        &["--json", "{}"],
+        "/api/v1/programs/other/actions/run",
+    )
+    .is(404);
+    // Nobody makes one for what they may not do.
+    d.ask(CAROL, ["TOKEN", "add", "--program", "app"])
+        .exits(125);
+    d.ask(
+        ALICE,
+        ["TOKEN", "add", "--program", "other", "--action", "clean"],
+    )
+    .exits(125);
+    // It is asked anew each time what its owner may.
+    let config = |who: u32| {
+        d.configure(&format!(
+            "http-socket = @D@/http\n{globals}\nallow-uid = {who}\n{programs}"
+        ));
+        d.ask(OWNER, ["-r"]).exits(0);
+    };
+    config(CAROL.uid);
+    with(&token, &["--json", "{}"], run).is(404);
+    config(ALICE.uid);
+    // It is known to the next daemon, until it is removed.
+    d.kill_daemon();
+    d.await_ready();
+    await_gateway(&d);
+    with(&token, &["--json", "{}"], run).is(202);
+    let mine = d.ask(ALICE, ["TOKEN", "list", "--json"]).exits(0).text();
+    let mine: Value = serde_json::from_str(mine.trim()).unwrap();
+    assert_eq!((&mine["name"], &mine["id"]), (&json!("ci"), &json!(1)));
+    assert_eq!(
+        d.ask(OWNER, ["TOKEN", "list", "--json"])
+            .text()
+            .lines()
+            .count(),
+        2
+    );
+    d.ask(CAROL, ["TOKEN", "remove", "1"]).exits(125);
+    d.ask(ALICE, ["TOKEN", "remove", "1"]).exits(0);
+    with(&token, &[], "/api/v1/me").is(401);
+    let kept = fs::read_to_string(d.path("state/tokens.json")).unwrap();
+    assert!(!kept.contains(token.trim_start_matches("deployer_")) && !d.log().contains(&token));
+}
+
+/// A reverse proxy with passwords in front, as the manual has it.
+#[test]
+fn nginx_says_who_it_is() {
+    root_only!(nginx_says_who_it_is);
+    let site = Site::new();
+    fs::write(site.path("users"), "bin:{PLAIN}s3cret\n").unwrap();
+    let nginx = Nginx::new(
+        &site,
+        "location / { auth_basic deployer; auth_basic_user_file @D@/users;\n\
+         proxy_set_header X-Remote-User $remote_user; proxy_set_header Host $host;\n\
+         proxy_http_version 1.1; proxy_buffering off; proxy_pass http://unix:@D@/http; }",
+    );
+    // nginx runs as root here; elsewhere it has a user of its own.
+    site.configure(
+        "http-socket = @D@/http\nhttp-user-header = X-Remote-User\nhttp-trust-uid = root\nallow-uid = bin\n\
+         [prog-app]\ncmd-run = echo hello\n[prog-hidden]\ncmd-run = true\nallow-uid = none\n",
+    );
+    let d = site.start();
+    let through = |words: &[&str], path: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "-i"]).args(words);
+        curl.arg(format!("http://127.0.0.1:{}{path}", nginx.port));
+        Answer::read(&finish(curl).text())
+    };
+    let login = ["-u", "bin:s3cret"];
+    wait_for("the gateway serves", || {
+        (through(&login, "/healthz").status == 200).then_some(())
+    });
+    assert_eq!(through(&[], "/api/v1/me").status, 401);
+    assert_eq!(through(&["-u", "bin:wrong"], "/api/v1/me").status, 401);
+    assert_eq!(through(&login, "/api/v1/me").is(200).json()["user"], "bin");
+    // What the client says of itself does not reach the gateway.
+    let forged = ["-u", "bin:s3cret", "-H", "X-Remote-User: root"];
+    assert_eq!(through(&forged, "/api/v1/me").is(200).json()["user"], "bin");
+    let programs = through(&login, "/api/v1/programs").is(200).json();
+    assert_eq!(programs["programs"].as_array().unwrap().len(), 1);
+    let started = ["-u", "bin:s3cret", "--json", "{}"];
+    let run = through(&started, "/api/v1/programs/app/actions/run")
+        .is(202)
+        .json();
+    assert_eq!(d.ended(run["run"].as_u64().unwrap())["by"]["user"], "bin");
+    assert_eq!(
+        through(&login, "/api/v1/runs/1/log?follow=true")
+            .is(200)
+            .body
+            .trim(),
+        "hello"
+    );
+    assert!(
+        through(&login, "/")
+            .body
+            .contains("<title>deployer</title>")
+    );
+}
+
+/// The metrics are read by Prometheus' own library.
+#[test]
+fn prometheus_reads_the_metrics() {
+    let d = serve(
+        "",
+        "[prog-app]\ncmd-run = true\n[prog-web]\ncmd-start = exec sleep 1000\n",
+    );
+    d.ask(OWNER, ["web", "start"]).exits(0);
+    d.ask(OWNER, ["FREEZE", "app", "party"]).exits(0);
+    let answer = get(&d, OWNER, "/metrics").is(200);
+    assert!(answer.head.contains("text/plain; version=0.0.4"));
+    let file = d.path("shared/metrics");
+    fs::write(&file, &answer.body).unwrap();
+    // The one that Debian's packages are for.
+    let mut python = Command::new("/usr/bin/python3");
+    python.arg("-c").arg(
+        "import sys\n\
+         from prometheus_client.parser import text_string_to_metric_families as families\n\
+         for family in families(open(sys.argv[1]).read()):\n\
+         \x20   for s in family.samples: print(family.type, s.name, s.labels['program'], s.value)",
+    );
+    python.arg(&file);
+    let read = finish(python).exits(0).text();
+    for line in [
+        "gauge deployer_program_running app 0.0",
+        "gauge deployer_program_running web 1.0",
+        "gauge deployer_program_frozen app 1.0",
+        "counter deployer_service_restarts_total web 0.0",
+    ] {
+        assert!(read.contains(line), "{line}: {read}");
+    }
+    assert!(read.contains("deployer_service_memory_bytes web"), "{read}");
+}
+
+/// Scripts of the root directory are there as soon as they are put there, without a section.
+#[test]
+fn jobs_are_directories_if_one_likes() {
+    root_only!(jobs_are_directories_if_one_likes);
+    let d = serve("user = games\n", "");
+    let names = || {
+        let found = get(&d, ALICE, "/api/v1/programs").is(200).json();
+        let programs = found["programs"].as_array().unwrap().clone();
+        programs
+            .iter()
+            .map(|p| p["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert!(names().is_empty());
+    fs::create_dir_all(d.path("root/team/backup")).unwrap();
+    fs::write(d.path("root/team/backup/data"), "the data\n").unwrap();
+    executable(&d.path("root/team/backup/run"), b"#!/bin/sh\ncat data\n");
+    executable(&d.path("root/single"), b"#!/bin/sh\nid -un\n");
+    assert_eq!(names(), ["single", "team/backup"]);
+    let run = act(&d, ALICE, "team%2Fbackup/actions/run", &json!({}));
+    let log = get(&d, ALICE, &format!("/api/v1/runs/{run}/log?follow=true"));
+    assert_eq!(log.body, "the data\n");
+    let other = act(&d, ALICE, "single/actions/run", &json!({}));
+    assert_eq!(
+        get(&d, ALICE, &format!("/api/v1/runs/{other}/log?follow=true")).body,
+        "games\n"
+    );
+    // A section of that name adds inputs and rights.
+    d.configure(&format!(
+        "http-socket = @D@/http\nuser = games\nallow-uid = {}\n[prog-team/backup]\ninput-to = choice a b\nallow-uid = {}\n",
+        ALICE.uid, CAROL.uid
+    ));
+    d.ask(OWNER, ["-r"]).exits(0);
+    assert_eq!(names(), ["single"]);
+    let backup = get(&d, CAROL, "/api/v1/programs/team%2Fbackup")
+        .is(200)
+        .json();
+    assert_eq!(backup["inputs"][0]["choices"], json!(["a", "b"]));
+}
+
+/// The pages of a directory: its files, and nothing beside them.
+#[test]
+fn other_pages_can_be_served_or_none() {
+    let d = serve("ui-root = @S@/pages\n", "[prog-app]\ncmd-run = true\n");
+    let pages = d.path("shared/pages");
+    get(&d, OWNER, "/").is(404);
+    fs::create_dir_all(pages.join("more")).unwrap();
+    fs::write(pages.join("index.html"), "mine").unwrap();
+    fs::write(pages.join("more/a b.css"), "css").unwrap();
+    fs::write(pages.join(".hidden"), "hidden").unwrap();
+    fs::write(d.path("shared/outside"), "outside").unwrap();
+    std::os::unix::fs::symlink("../outside", pages.join("link")).unwrap();
+    // The gateway has opened no directory, for there was none.
+    d.ask(OWNER, ["-r"]).exits(0);
+    kill(gateway(&d).unwrap(), Signal::KILL);
+    await_gateway(&d);
+    let page = get(&d, OWNER, "/");
+    assert_eq!((page.status, &*page.body), (200, "mine"));
+    assert!(
+        page.head
+            .contains("content-security-policy: default-src 'self'")
+    );
+    assert_eq!(get(&d, OWNER, "/more/a%20b.css").body, "css");
+    for path in [
+        "/.hidden",
+        "/link",
+        "/../outside",
+        "/%2e%2e/outside",
+        "/more",
+        "/more/",
+        "//index.html",
+        "/absent",
+    ] {
+        get(&d, OWNER, path).is(404);
+    }
+    get(&d, OWNER, "/api/v1/me").is(200);
+    d.configure("http-socket = @D@/http\nui-root = none\n[prog-app]\ncmd-run = true\n");
+    d.ask(OWNER, ["-r"]).exits(0);
+    wait_for("there are none", || {
+        (get(&d, OWNER, "/").status == 404).then_some(())
+    });
 }

@@ -986,14 +986,14 @@ pub fn pack(at: &Path, text: &str) {
 }
 
 /// nginx with a directory to serve: a single process, ended when it is dropped.
-struct Nginx {
+pub struct Nginx {
     _process: Running,
-    port: u16,
+    pub port: u16,
     log: PathBuf,
 }
 
 impl Nginx {
-    fn new(site: &Site, more: &str) -> Self {
+    pub fn new(site: &Site, more: &str) -> Self {
         let dir = site.path("shared/www");
         fs::create_dir_all(&dir).unwrap();
         let port = free_port();
