@@ -919,7 +919,7 @@ impl Front {
             if self.join(id, notices).await {
                 return Ok(());
             }
-            return Err(refusal(ErrorCode::Failed, over(&row)));
+            return Err(refusal(ErrorCode::Over, over(&row)));
         }
         let waiter = Waiter::onlooker(id, notices.clone());
         if request.follow {
@@ -1066,7 +1066,7 @@ impl Front {
                 );
                 Ok(())
             }
-            Ok(Standing::Over) | Err(_) => Err(refusal(ErrorCode::Failed, over(&row))),
+            Ok(Standing::Over) | Err(_) => Err(refusal(ErrorCode::Over, over(&row))),
         }
     }
 

@@ -436,6 +436,8 @@ pub enum ErrorCode {
     Busy,
     /// The program stands still until somebody thaws it.
     Frozen,
+    /// The run is over already.
+    Over,
     /// The history cannot be written.
     NotRecorded,
     /// The configuration has errors; the old one stays in force.

@@ -137,7 +137,7 @@ impl From<Fault> for Problem {
             ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorCode::BadInput => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorCode::Busy => StatusCode::TOO_MANY_REQUESTS,
-            ErrorCode::Frozen => StatusCode::CONFLICT,
+            ErrorCode::Frozen | ErrorCode::Over => StatusCode::CONFLICT,
             ErrorCode::NotRecorded | ErrorCode::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::BadConfig | ErrorCode::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         };

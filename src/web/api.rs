@@ -395,7 +395,18 @@ async fn question(caller: &Caller, program: String, about: CodeQuestion) -> Outc
         about,
         json: false,
     };
-    done(caller, &request).await
+    done(caller, &request).await.map_err(conflict)
+}
+
+/// What is asked of a program that has no source: no input is wrong, it is the wrong program.
+fn conflict(problem: Problem) -> Problem {
+    match problem.status {
+        StatusCode::UNPROCESSABLE_ENTITY => Problem {
+            status: StatusCode::CONFLICT,
+            ..problem
+        },
+        _ => problem,
+    }
 }
 
 async fn releases(caller: &Caller, program: String) -> Outcome {
@@ -404,7 +415,7 @@ async fn releases(caller: &Caller, program: String) -> Outcome {
         about: CodeQuestion::Releases,
         json: true,
     };
-    let (_, last) = caller.all(&request).await?;
+    let (_, last) = caller.all(&request).await.map_err(|e| conflict(e.into()))?;
     let Reply::Done { output, .. } = last else {
         return Err(unexpected(&last));
     };

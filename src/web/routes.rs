@@ -166,28 +166,28 @@ pub static ROUTES: &[Route] = &[
         "/api/v1/programs/{program}/releases",
         Operation::Releases,
         Good::List("releases", "Release"),
-        &[404, 422],
+        &[404, 409],
         "The releases of a program with a source, the newest first.",
     ),
     get(
         "/api/v1/programs/{program}/why",
         Operation::Why,
         Good::Json("Text"),
-        &[404, 422],
+        &[404, 409],
         "Why what is current is so.",
     ),
     get(
         "/api/v1/programs/{program}/plan",
         Operation::Plan,
         Good::Json("Text"),
-        &[404, 422],
+        &[404, 409],
         "What an update would bring.",
     ),
     get(
         "/api/v1/programs/{program}/verify",
         Operation::Verify,
         Good::Json("Text"),
-        &[404, 422],
+        &[404, 409],
         "Whether what is current still is as it was released.",
     ),
     post(
@@ -408,7 +408,7 @@ fn operation(route: &Route) -> Value {
     let in_path = route.path.split('/').filter_map(|part| {
         let name = part.strip_prefix('{')?.strip_suffix('}')?;
         let schema = match name {
-            "run" => json!({"type": "integer", "minimum": 0}),
+            "run" => json!({"type": "integer", "minimum": 0, "maximum": i64::MAX}),
             _ => json!({"type": "string", "minLength": 1}),
         };
         Some(json!({"name": name, "in": "path", "required": true, "schema": schema}))
@@ -416,7 +416,7 @@ fn operation(route: &Route) -> Value {
     let in_query = route.query.iter().map(|p| {
         let schema = match p.kind {
             Kind::Text => json!({"type": "string", "minLength": 1}),
-            Kind::Number => json!({"type": "integer", "minimum": 0}),
+            Kind::Number => json!({"type": "integer", "minimum": 0, "maximum": i64::MAX}),
             Kind::Flag => json!({"type": "boolean"}),
             Kind::Words(words) => json!({"type": "string", "enum": words}),
         };
@@ -510,6 +510,7 @@ fn schemas() -> Value {
     freeze["required"] = json!(["reason"]);
     freeze["properties"]["reason"]["minLength"] = json!(1);
     freeze["properties"]["seconds"]["exclusiveMinimum"] = json!(0);
+    freeze["properties"]["seconds"]["exclusiveMaximum"] = json!(3.2e9);
     json!({
         "Problem": object(&[
             ("type", "string"), ("title", "string"), ("status", "integer"),
