@@ -209,7 +209,7 @@ pub fn actions(program: &Program) -> Vec<ActionName> {
     let mut actions: Vec<ActionName> = of_daemon.collect();
     let console = program.has_console().then(ActionName::console);
     for action in program.commands.keys().chain(&console) {
-        if !actions.contains(action) {
+        if !actions.contains(action) && !keys::is_notice(action.as_str()) {
             actions.push(action.clone());
         }
     }
@@ -219,7 +219,7 @@ pub fn actions(program: &Program) -> Vec<ActionName> {
 /// Whether the daemon or the program has such an action.
 fn has_action(program: &Program, action: &ActionName) -> bool {
     keys::action(action.as_str()).is_some()
-        || program.commands.contains_key(action)
+        || (program.commands.contains_key(action) && !keys::is_notice(action.as_str()))
         || (*action == ActionName::console() && program.has_console())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::diag::{Place, Report, quote};
 use super::ini::Entry;
 use super::inputs;
-use super::keys::Key;
+use super::keys::{self, Key};
 use super::model::{
     AfterUpdate, Allow, Allowed, Args, Cgroup, Global, Http, KillMode, Leftovers, LogTo, Pause,
     Program, Ready, RecordFailure, Restart, RestartWhen, Retention, RunAs, RunUser, S3, Schedule,
@@ -165,7 +165,8 @@ impl Draft {
     pub fn finish(mut self) -> Program {
         let program = &mut self.program;
         // A script of the root directory was written without a thought of arguments.
-        let usual = if !program.commands.is_empty() {
+        let own = |action: &ActionName| !keys::is_notice(action.as_str());
+        let usual = if program.commands.keys().any(own) {
             Args::Any
         } else {
             Args::None
@@ -365,6 +366,11 @@ impl Reader<'_> {
                     ("wait", Leftovers::Wait),
                 ];
                 self.set(entry, values::word(v, &words), &mut p.leftovers);
+            }
+            Key::Notify(notice) => {
+                if let Ok(action) = ActionName::new(notice) {
+                    p.commands.insert(action, v.to_owned());
+                }
             }
             Key::Schedule(action) => {
                 if let Some(schedule) = self.value(entry, values::schedule(v)) {

@@ -74,6 +74,15 @@ const fn own(name: &'static str) -> ActionSpec {
     }
 }
 
+/// Commands that are run when a run has ended (`notify-…`). Nobody can ask for them.
+pub const NOTICES: [&str; 3] = ["notify-failure", "notify-success", "notify-fixed"];
+
+/// Whether it is one of [`NOTICES`].
+#[must_use]
+pub fn is_notice(action: &str) -> bool {
+    NOTICES.contains(&action)
+}
+
 /// The row of an action.
 #[must_use]
 pub fn action(name: &str) -> Option<&'static ActionSpec> {
@@ -129,6 +138,7 @@ pub enum Key {
     TtyAction(ActionName),
     Coalesce,
     Leftovers,
+    Notify(&'static str),
     Schedule(ActionName),
     Source,
     DeployDir,
@@ -272,6 +282,9 @@ const KEYS: &[KeySpec] = {
         row("tty-", Program, Process(Key::TtyAction)),
         row("coalesce", Both, Nothing(Key::Coalesce)),
         row("leftovers", Both, Nothing(Key::Leftovers)),
+        row("notify-failure", Both, Nothing(Key::Notify(NOTICES[0]))),
+        row("notify-success", Both, Nothing(Key::Notify(NOTICES[1]))),
+        row("notify-fixed", Both, Nothing(Key::Notify(NOTICES[2]))),
         row("schedule-", Program, Action(Key::Schedule)),
         row("source", Program, Nothing(Key::Source)),
         row("deploy-dir", Program, Nothing(Key::DeployDir)),

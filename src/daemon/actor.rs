@@ -18,6 +18,7 @@ use super::clock::Moment;
 use super::code;
 use super::effects::{Hands, LiveRun, SpawnFailure};
 use super::front::chain;
+use crate::config::keys;
 use crate::config::model::{AfterUpdate, KillMode, Leftovers, Program, RecordFailure};
 use crate::engine::service::{Ask, ServiceEvent, Services, Ticket};
 use crate::engine::{Effect, Ending, Engine, Event, Exit, Standing, StopReason, Terms};
@@ -160,6 +161,8 @@ pub struct Order {
     pub pid: Option<i32>,
     /// Where its output will be seen, if it is to have a terminal of its own.
     pub terminal: Option<Terminal>,
+    /// Further variables of its environment.
+    pub more: Vec<(String, String)>,
 }
 
 impl Order {
@@ -1298,6 +1301,7 @@ impl Actor {
         {
             let _ = self.hands.updated.send((order.program.clone(), id));
         }
+        self.notify(&order, &row);
         let service = order.is_service().then(|| order.program.clone());
         let began = live.is_some();
         self.ends.push(End { id, order, finish });
@@ -1306,6 +1310,58 @@ impl Actor {
         }
         if let Some(program) = service {
             self.process_over(id, program, ending, began, ended_at);
+        }
+    }
+
+    /// Begins what is to be done about the end of a run.
+    fn notify(&mut self, order: &Order, row: &Row) {
+        let own = keys::is_notice(order.action.as_str()) || order.action == ActionName::ready();
+        let has = |notice: &str| {
+            let action = ActionName::new(notice).ok()?;
+            order.spec.command(&action).is_some().then_some(action)
+        };
+        let [failure, success, fixed] = keys::NOTICES.map(has);
+        let went_well = row.outcome == Outcome::Succeeded;
+        let went_wrong = matches!(
+            row.outcome,
+            Outcome::Failed
+                | Outcome::Signalled
+                | Outcome::TimedOut
+                | Outcome::NotStarted
+                | Outcome::Lost
+        );
+        if own || self.stopping {
+            return;
+        }
+        let notice = |action: ActionName| {
+            Box::new(Order {
+                action,
+                by: self.in_force.itself(),
+                reason: Some(format!("run {} {}", row.id, row.outcome.as_str())),
+                args: vec![row.id.to_string()],
+                key: None,
+                requested_at: Moment::now(),
+                pid: None,
+                terminal: None,
+                more: super::rows::facts(row),
+                ..order.clone()
+            })
+        };
+        // That a supervised program was stopped is no success to speak of.
+        let (success, fixed) = match order.is_service() {
+            true => (None, None),
+            false => (success, fixed),
+        };
+        let now = match (went_well, went_wrong) {
+            (true, _) => success.map(notice),
+            (_, true) => failure.map(notice),
+            _ => None,
+        };
+        if let Some(fixed) = fixed.filter(|_| went_well) {
+            self.hands.if_fixed(row, notice(fixed));
+        }
+        if let Some(order) = now {
+            self.register(order, None);
         }
     }
 
@@ -1379,7 +1435,9 @@ pub fn terms_of(order: &Order) -> Terms {
     Terms {
         // What somebody types is for one run alone.
         // A rollback is not an update.
+        // Each notice is about another run.
         coalesce: spec.coalesce
+            && !keys::is_notice(order.action.as_str())
             && order.terminal.is_none()
             && (!code::is_about(spec, &order.action)
                 || (*order.right() == order.action && order.args.is_empty())),

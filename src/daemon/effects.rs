@@ -240,6 +240,20 @@ impl Hands {
         self.store.insert(run, OnFailure::Keep, Box::new(noted));
     }
 
+    /// Asks for a notice if the last run of the kind before this one went wrong.
+    pub fn if_fixed(&self, row: &Row, notice: Box<Order>) {
+        let (queries, actor) = (self.queries.clone(), self.actor.clone());
+        let (id, program, action) = (row.id, row.program.clone(), row.action.clone());
+        tokio::task::spawn_blocking(move || {
+            let before = queries.outcome_before(id, &program, &action);
+            let wrong = |outcome: Outcome| !matches!(outcome, Outcome::Succeeded);
+            if before.ok().flatten().is_some_and(wrong) {
+                let (notices, _) = mpsc::unbounded_channel();
+                let _ = actor.send(Msg::Run(notice, Waiter::onlooker(RunId(0), notices)));
+            }
+        });
+    }
+
     /// Looks for the first request under `key`; the answer is [`Msg::Known`].
     pub fn find(&self, key: String, mut waiter: Waiter) {
         let (queries, actor) = (self.queries.clone(), self.actor.clone());
@@ -796,6 +810,7 @@ impl Job {
             file: Some((files.idx.as_raw_fd(), log::PID_OFFSET.cast_signed())),
             datagram: Some((self.link.as_raw_fd(), started, STARTED_PID_AT)),
         };
+        means.env.extend(order.more.iter().cloned());
         let plan = spawn::Plan {
             spec,
             root: &global.root,

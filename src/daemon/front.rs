@@ -314,6 +314,7 @@ impl Front {
             requested_at,
             pid: None,
             terminal: None,
+            more: Vec::new(),
         };
         if order.has_tty() {
             order.terminal = request.terminal.map(usable);
@@ -370,6 +371,7 @@ impl Front {
             requested_at: Moment::now(),
             pid: None,
             terminal: None,
+            more: Vec::new(),
         };
         let (notices, told) = mpsc::unbounded_channel();
         let waiter = Waiter::onlooker(RunId(0), notices);

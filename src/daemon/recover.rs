@@ -20,6 +20,7 @@ use super::actor::{Actor, Msg, Order};
 use super::clock::Moment;
 use super::effects::{LiveRun, Parent, Surroundings, descent, observe};
 use super::front::{chain, stored_log, supervised};
+use crate::config::keys;
 use crate::engine::Exit;
 use crate::ids::{ActionName, LaneName, ProgramName, RunId};
 use crate::keeper::link::Heard;
@@ -341,7 +342,16 @@ impl Recovery<'_> {
             requested_at: Moment::from_nanos(row.requested_at),
             pid: None,
             terminal: None,
+            more: self.about(row),
         })
+    }
+
+    /// What a notice that was not begun yet has to tell.
+    fn about(&self, row: &Row) -> Vec<(String, String)> {
+        let of = row.args.first().filter(|_| keys::is_notice(&row.action));
+        let of = of.and_then(|id| id.parse().ok());
+        let found = of.and_then(|id| self.store.queries().get(RunId(id)).ok().flatten());
+        found.map_or_else(Vec::new, |row| super::rows::facts(&row))
     }
 
     fn find(&self, order: &Order, id: RunId, held: Option<Held>) -> Found {

@@ -70,3 +70,25 @@ pub fn input(input: &Input) -> InputField {
     .to_owned();
     field
 }
+
+/// What a notice of the end of a run is told in its environment.
+#[must_use]
+pub fn facts(row: &Row) -> Vec<(String, String)> {
+    let row = message(row);
+    let number = |n: Option<i32>| n.map_or(String::new(), |n| n.to_string());
+    [
+        ("RUN_ID", row.id.to_string()),
+        ("RUN_PROGRAM", row.program),
+        ("RUN_ACTION", row.action),
+        ("RUN_OUTCOME", row.outcome),
+        ("RUN_EXIT_CODE", number(row.exit_code)),
+        ("RUN_SIGNAL", row.signal.unwrap_or_default()),
+        ("RUN_BY", row.by.user),
+        ("RUN_REASON", row.reason.unwrap_or_default()),
+        ("RUN_DETAIL", row.detail.unwrap_or_default()),
+        ("RUN_STARTED_AT", row.started_at.unwrap_or_default()),
+        ("RUN_ENDED_AT", row.ended_at.unwrap_or_default()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.replace('\0', "")))
+    .into()
+}

@@ -11,6 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::environment::{Facts, environment};
 use super::identity::{Identity, IdentityError};
 use super::script::{self, Script, ScriptError};
+use crate::config::keys;
 use crate::config::model::{Limit, Program, Resource};
 use crate::sys::child::{self, Child, Failure, Image, PidReport, Step};
 use crate::sys::terminal::{Size, Terminal};
@@ -262,7 +263,11 @@ fn shell(plan: &Plan<'_>, command: &str) -> Result<Executed, SpawnError> {
             true => shortcut(command)?,
             false => None,
         },
-        cwd: spec.cwd.clone().unwrap_or_else(|| PathBuf::from("/")),
+        cwd: match &spec.cwd {
+            // What tells of a failure is not to fail for the same reason.
+            Some(cwd) if !keys::is_notice(plan.facts.action.as_str()) => cwd.clone(),
+            _ => PathBuf::from("/"),
+        },
         script: None,
     })
 }

@@ -226,6 +226,25 @@ impl Queries {
         })
     }
 
+    /// How the last run of an action before that one ended that came to an end of its own.
+    ///
+    /// # Errors
+    /// The database could not be read.
+    pub fn outcome_before(
+        &self,
+        id: RunId,
+        program: &str,
+        action: &str,
+    ) -> Result<Option<Outcome>, StoreError> {
+        let row = self.one(
+            "WHERE program = ?1 AND action = ?2 AND id < ?3 AND outcome NOT IN
+             ('waiting', 'running', 'superseded', 'cancelled', 'interrupted')
+             ORDER BY id DESC LIMIT 1",
+            params![program, action, number(id)],
+        )?;
+        Ok(row.map(|row| row.outcome))
+    }
+
     fn one(&self, rest: &str, values: &[&dyn ToSql]) -> Result<Option<Row>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM runs {rest}");
         self.with(|connection| {

@@ -99,6 +99,9 @@ fn the_example_shows_true_defaults() {
         "http-trust-uid",
         "http-trust-address",
         "ui-root",
+        "notify-failure",
+        "notify-success",
+        "notify-fixed",
     ];
     let mut shown = 0;
     let mut uncommented = String::from("user = daemon\nenv-LANG = C.UTF-8\n");

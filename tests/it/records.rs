@@ -365,3 +365,95 @@ fn a_stop_ends_runs_and_records_them_as_interrupted() {
     assert_eq!(d.row(2)["outcome"], "not-started");
     assert_eq!(d.trace(), ["begin"]);
 }
+
+#[test]
+fn somebody_is_told_when_runs_fail_and_when_they_work_again() {
+    let site = Site::new();
+    site.configure(
+        "notify-failure = echo failure $RUN_PROGRAM $RUN_ID $RUN_OUTCOME $RUN_EXIT_CODE by $RUN_BY: $RUN_REASON >> @S@/trace\n\
+         notify-success = echo success $RUN_ID >> @S@/trace\n\
+         [prog-app]\ncmd-run = exit $(cat @S@/status)\nnotify-fixed = echo fixed $RUN_ID $DEPLOYER_BY $0 >> @S@/trace\n\
+         [prog-slow]\ncmd-run = sleep 1000\ntimeout = 0.2\n[prog-absent]\ncwd = /nowhere/at/all\ncmd-run = /bin/true\n\
+         [prog-web]\ncmd-start = echo up; read _ < @S@/gate; exit 1\nrestart = never\n",
+    );
+    let gate = site.gate("gate");
+    let d = site.start();
+    let status = |code: i32| fs::write(d.path("shared/status"), format!("{code}\n")).unwrap();
+    let run = |code: i32| {
+        status(code);
+        d.ask(OWNER, ["RUN", "app", "--reason", "why not"])
+            .exits(code);
+    };
+    run(0);
+    d.await_trace("success 1", 1);
+    run(3);
+    let user = d.history()[0]["by"]["user"].as_str().unwrap().to_owned();
+    let failed = d
+        .history()
+        .iter()
+        .find(|r| r["outcome"] == "failed")
+        .unwrap()["id"]
+        .clone();
+    d.await_trace(
+        &format!("failure app {failed} failed 3 by {user}: why not"),
+        1,
+    );
+    run(0);
+    let row = |outcome: &str| {
+        let rows = d.history();
+        let found = rows
+            .iter()
+            .rev()
+            .find(|r| r["program"] == "app" && r["action"] == "run" && r["outcome"] == outcome);
+        found.unwrap()["id"].clone()
+    };
+    let fixed = row("succeeded");
+    d.await_trace(&format!("fixed {fixed} deployer {fixed}"), 1);
+    d.await_trace(&format!("success {fixed}"), 1);
+    // Nothing was broken: nothing is fixed.
+    run(0);
+    d.await_trace(&format!("success {}", row("succeeded")), 1);
+    d.ask(OWNER, ["RUN", "slow"]).exits(124);
+    d.ask(OWNER, ["RUN", "absent"]).exits(126);
+    wait_for("both are told of", || {
+        let trace = d.trace();
+        let told = |text: &str| trace.iter().any(|line| line.contains(text));
+        (told("failure slow") && told("timed-out") && told("failure absent") && told("not-started"))
+            .then_some(())
+    });
+    // A program that goes down by itself; one that is stopped is none.
+    d.ask(OWNER, ["web", "start"]).exits(0);
+    gate.open(1);
+    wait_for("it is told of", || {
+        d.trace()
+            .iter()
+            .any(|line| line.starts_with("failure web"))
+            .then_some(())
+    });
+    d.ask(OWNER, ["web", "start"]).exits(0);
+    d.ask(OWNER, ["web", "stop"]).exits(0);
+    d.ask(OWNER, ["RUN", "app"]).exits(0);
+    d.await_trace(&format!("success {}", row("succeeded")), 1);
+    let trace = d.trace();
+    assert_eq!(
+        trace
+            .iter()
+            .filter(|l| l.starts_with("failure web"))
+            .count(),
+        1,
+        "{trace:?}"
+    );
+    assert_eq!(
+        trace.iter().filter(|l| l.starts_with("fixed")).count(),
+        1,
+        "{trace:?}"
+    );
+    // They are runs like others, and nobody can ask for them.
+    assert!(
+        d.history()
+            .iter()
+            .any(|r| r["action"] == "notify-failure" && r["outcome"] == "succeeded")
+    );
+    let refused = d.ask(OWNER, ["app", "notify-failure"]).exits(125);
+    assert!(!refused.errors().is_empty());
+}

@@ -131,6 +131,7 @@ impl Actor {
             requested_at: Moment::now(),
             pid: None,
             terminal: asked.and_then(|o| o.terminal.clone()),
+            more: Vec::new(),
         };
         let id = self.register(Box::new(order), None);
         self.processes.insert(program, id);
