@@ -379,7 +379,8 @@ impl Checker<'_> {
                 | Key::GroupAction(action)
                 | Key::TimeoutAction(action)
                 | Key::TtyAction(action)
-                | Key::Schedule(action) => Some((action.clone(), false, *entry)),
+                | Key::Schedule(action)
+                | Key::Hook(action) => Some((action.clone(), false, *entry)),
                 _ => None,
             })
             .collect();

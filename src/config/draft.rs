@@ -71,6 +71,7 @@ pub(super) fn default_program() -> Program {
         coalesce: true,
         leftovers: Leftovers::Keep,
         schedules: BTreeMap::new(),
+        hooks: BTreeMap::new(),
         source: None,
         autostart: None,
         restart: Restart {
@@ -375,6 +376,11 @@ impl Reader<'_> {
             Key::Schedule(action) => {
                 if let Some(schedule) = self.value(entry, values::schedule(v)) {
                     draft.schedules.insert(action, schedule);
+                }
+            }
+            Key::Hook(action) => {
+                if let Some(path) = self.value(entry, values::path(v)) {
+                    p.hooks.insert(action, path);
                 }
             }
             Key::Source => {

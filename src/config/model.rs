@@ -166,6 +166,8 @@ pub struct Program {
     pub leftovers: Leftovers,
     /// `schedule-ACTION`.
     pub schedules: BTreeMap<ActionName, Schedule>,
+    /// `hook-ACTION`: the file with the secret of a webhook that asks for the action.
+    pub hooks: BTreeMap<ActionName, PathBuf>,
     /// Where its code comes from.
     pub source: Option<Source>,
     /// The group of programs to be started with the daemon that it is in; none: it is in none.
@@ -212,6 +214,7 @@ impl Program {
             bare.allow = Allow::default();
             bare.allow_action.clear();
             bare.schedules.clear();
+            bare.hooks.clear();
             bare.source = None;
             bare.run_as.line = 0;
             for run_as in bare.run_as_action.values_mut() {

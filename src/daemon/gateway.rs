@@ -23,6 +23,7 @@ use super::InForce;
 use super::front::Front;
 use super::main::{Place, clear_stale};
 use super::names::peer_of_user;
+use super::webhook;
 use crate::config::model::{Http, UiRoot};
 use crate::policy::Peer;
 use crate::protocol::gateway::{Claim, Hello, LINE_FD, LONGEST, Listener, Ui};
@@ -183,10 +184,20 @@ async fn serve(front: &Front, http: &Http, sockets: &Sockets) -> io::Result<()> 
     let line = sys::fd::watch(ours, Interest::READABLE)?;
     let census = Census::default();
     loop {
-        let Some((claim, client, session)) = hear(&line).await? else {
+        let Some(Request {
+            mut claim,
+            client,
+            session,
+            body,
+        }) = hear(&line).await?
+        else {
             return Ok(());
         };
         let (front, http, census) = (front.clone(), http.clone(), census.clone());
+        if let Some((hook, body)) = claim.hook.take().zip(body) {
+            tokio::spawn(webhook::answer(front, hook, body, session));
+            continue;
+        }
         tokio::spawn(async move {
             let peer = identify(&front, &client, claim, &http).await;
             drop(client);
@@ -237,7 +248,14 @@ fn start(binary: &OwnedFd, line: &OwnedFd) -> io::Result<OwnedFd> {
     })
 }
 
-type Request = (Claim, OwnedFd, tokio::net::UnixStream);
+/// What the gateway passes on.
+struct Request {
+    claim: Claim,
+    client: OwnedFd,
+    session: tokio::net::UnixStream,
+    /// Of a webhook.
+    body: Option<OwnedFd>,
+}
 
 /// The next request; none when the gateway has ended. What is no request is passed over.
 async fn hear(line: &AsyncFd<OwnedFd>) -> io::Result<Option<Request>> {
@@ -259,7 +277,12 @@ async fn hear(line: &AsyncFd<OwnedFd>) -> io::Result<Option<Request>> {
             let session = std::os::unix::net::UnixStream::from(session);
             session.set_nonblocking(true)?;
             let session = tokio::net::UnixStream::from_std(session)?;
-            return Ok(Some((claim, client, session)));
+            return Ok(Some(Request {
+                claim,
+                client,
+                session,
+                body: fds.next(),
+            }));
         }
         warn!("the HTTP gateway said something out of place");
     }

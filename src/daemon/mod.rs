@@ -7,7 +7,7 @@
 //! * [`code`]: workers, which have to do with where code comes from.
 //! * [`schedule`]: what is done by itself; [`freeze`]: what is not.
 //! * [`events`]: what happens, for those who watch; [`gateway`]: the HTTP gateway;
-//!   [`tokens`]: who is believed there.
+//!   [`tokens`]: who is believed there; [`webhook`]: who knows a secret.
 //! * [`recover`]: what a former daemon left behind.
 //!
 //! Threads: this one (sockets, timers, the actor), the pump, the store, and a pool for what may
@@ -30,6 +30,7 @@ pub mod rows;
 mod schedule;
 mod signs;
 mod tokens;
+mod webhook;
 
 use std::path::PathBuf;
 use std::sync::Arc;

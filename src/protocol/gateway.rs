@@ -57,4 +57,26 @@ pub struct Claim {
     /// The token that was shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// It is a webhook. A third descriptor has its body, and nothing is asked on the socket: the
+    /// one answer comes on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+}
+
+/// The largest body of a webhook, in bytes.
+pub const LARGEST_HOOK: usize = 8 << 20;
+
+/// A webhook: who sends it proves that they know a secret.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// The program that it is for.
+    pub program: String,
+    /// What is asked for.
+    pub action: String,
+    /// HMAC-SHA256 of the body, in hexadecimal (GitHub, Gitea, Forgejo).
+    pub signature: Option<String>,
+    /// The secret itself (GitLab).
+    pub token: Option<String>,
+    /// What has happened there.
+    pub event: Option<String>,
 }

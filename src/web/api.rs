@@ -15,6 +15,7 @@ use super::answer::{self, Answer, Body, Problem};
 use super::routes::{self, Operation};
 use super::upstream::{Caller, Fault, Session};
 use crate::log::{Chunk, Reader, Stream};
+use crate::protocol::gateway::Hook;
 use crate::protocol::message::{
     CodeQuestion, Detail, LogsRequest, OutputWay, Reply, Request, RunRequest, Service,
 };
@@ -41,6 +42,8 @@ pub struct Asked {
     pub body: Bytes,
     /// The last event that a client that connects again has seen.
     pub last_event: Option<String>,
+    /// What a webhook proves, if it is one.
+    pub hook: Hook,
 }
 
 type Outcome = Result<Answer, Problem>;
@@ -108,6 +111,7 @@ impl Asked {
                 let id = self.run()?;
                 done(caller, &Request::Cancel { id }).await
             }
+            Operation::Hook => self.webhook(caller).await,
             Operation::Log => self.log(caller).await,
             Operation::Events => self.events(caller).await,
             Operation::Metrics => metrics(caller).await,
@@ -212,6 +216,24 @@ impl Asked {
             answer.headers_mut().insert(hyper::header::LOCATION, place);
         }
         Ok(answer)
+    }
+
+    async fn webhook(&self, caller: &Caller) -> Outcome {
+        let [program, action] = self.path.as_slice() else {
+            return Err(bad("no program"));
+        };
+        let hook = Hook {
+            program: program.clone(),
+            action: action.clone(),
+            ..self.hook.clone()
+        };
+        let (run, message) = match caller.clone().hook(hook, &self.body).await? {
+            Reply::Accepted { id, .. } => (Some(id), None),
+            Reply::Done { message, .. } => (None, message),
+            other => return Err(unexpected(&other)),
+        };
+        let answer = json!({ "run": run, "message": message });
+        Ok(answer::json(StatusCode::ACCEPTED, &answer))
     }
 
     async fn runs(&self, caller: &Caller) -> Outcome {

@@ -28,7 +28,7 @@ use super::loopback::Door;
 use super::routes::{self, Found, Operation};
 use super::upstream::{Caller, Daemon};
 use crate::protocol::MAX_REQUEST;
-use crate::protocol::gateway::{Claim, Hello, LINE_FD, LONGEST, Listener};
+use crate::protocol::gateway::{Claim, Hello, Hook, LARGEST_HOOK, LINE_FD, LONGEST, Listener};
 use crate::sys;
 
 /// How long the head of a request may take.
@@ -238,8 +238,11 @@ impl House {
         let claim = Claim {
             user: self.claimed_user(&head.headers)?,
             token: token(&head.headers)?,
+            hook: None,
         };
-        let public = matches!(route.operation, Operation::OpenApi | Operation::Health);
+        // A webhook proves by itself that it may.
+        let is_hook = route.operation == Operation::Hook;
+        let public = is_hook || matches!(route.operation, Operation::OpenApi | Operation::Health);
         let known = kind == Listener::Unix
             || claim.user.is_some()
             || claim.token.is_some()
@@ -263,11 +266,17 @@ impl House {
             path,
             query,
             body: if changes {
-                collect(body).await?
+                let most = if is_hook {
+                    LARGEST_HOOK
+                } else {
+                    MAX_REQUEST / 2
+                };
+                collect(body, most).await?
             } else {
                 Bytes::new()
             },
             last_event: text_of(&head.headers, "last-event-id")?.map(str::to_owned),
+            hook: hook(&head.headers)?,
         };
         let caller = Caller {
             daemon: self.daemon.clone(),
@@ -317,6 +326,22 @@ fn token(headers: &HeaderMap) -> Result<Option<String>, Problem> {
             .then(|| token.trim().to_owned())
     });
     Ok(token)
+}
+
+/// What a webhook proves, as the services send it.
+fn hook(headers: &HeaderMap) -> Result<Hook, Problem> {
+    let text = |name: &'static str| Ok::<_, Problem>(text_of(headers, name)?.map(str::to_owned));
+    let signature = text("x-hub-signature-256")?;
+    let signature = signature.and_then(|s| s.strip_prefix("sha256=").map(str::to_owned));
+    let events = ["x-github-event", "x-gitea-event", "x-gitlab-event"];
+    Ok(Hook {
+        signature: signature.or(text("x-gitea-signature")?),
+        token: text("x-gitlab-token")?,
+        event: events
+            .into_iter()
+            .find_map(|name| text(name).ok().flatten()),
+        ..Hook::default()
+    })
 }
 
 /// The text of a header that may stand once.
@@ -395,7 +420,7 @@ fn query(text: &str) -> Result<BTreeMap<String, String>, Problem> {
 }
 
 /// The whole body of a request, if it is not too large.
-async fn collect(mut body: Incoming) -> Result<Bytes, Problem> {
+async fn collect(mut body: Incoming, most: usize) -> Result<Bytes, Problem> {
     let mut all = Vec::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let frame = frame.map_err(|e| {
@@ -405,8 +430,8 @@ async fn collect(mut body: Incoming) -> Result<Bytes, Problem> {
         if let Ok(data) = frame.into_data() {
             all.extend_from_slice(&data);
         }
-        if all.len() > MAX_REQUEST / 2 {
-            let detail = format!("the body has more than {} bytes", MAX_REQUEST / 2);
+        if all.len() > most {
+            let detail = format!("the body has more than {most} bytes");
             return Err(Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "bad-request",

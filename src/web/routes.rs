@@ -21,6 +21,7 @@ pub enum Operation {
     Runs,
     Run,
     Cancel,
+    Hook,
     Log,
     Events,
     Metrics,
@@ -243,6 +244,15 @@ pub static ROUTES: &[Route] = &[
         200,
         Good::Json("Text"),
         "Withdraws a waiting request, or ends a live run.",
+    ),
+    post(
+        "/hooks/{program}/{action}",
+        Operation::Hook,
+        "Anything",
+        202,
+        Good::Json("Accepted"),
+        "A webhook of GitHub, GitLab, Gitea or Forgejo: asks for an action of a program whose \
+         section has `hook-ACTION`, if its signature is right.",
     ),
     Route {
         query: &[
@@ -555,6 +565,7 @@ fn schemas() -> Value {
         ]),
         "Freeze": freeze,
         "Nothing": optional(&[]),
+        "Anything": json!({}),
     })
 }
 

@@ -1,18 +1,20 @@
 //! The way to the daemon: a session for each request, in somebody's name.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use crate::protocol::frame::{self, HEADER, Kind};
-use crate::protocol::gateway::Claim;
+use crate::protocol::gateway::{Claim, Hook};
 use crate::protocol::message::{ErrorCode, Reply, Request};
 use crate::protocol::plain::FRAMED;
 use crate::sys;
@@ -63,7 +65,7 @@ impl Caller {
     pub async fn ask(&self, request: &Request) -> Result<Session, Fault> {
         let mut stream = match &self.daemon {
             Daemon::Socket(path) => UnixStream::connect(path.as_path()).await?,
-            Daemon::Line(line) => self.open(line).await?,
+            Daemon::Line(line) => self.open(line, None).await?,
         };
         let json = serde_json::to_vec(request).map_err(io::Error::from)?;
         let mut bytes = FRAMED.to_vec();
@@ -77,13 +79,38 @@ impl Caller {
         })
     }
 
+    /// Hands over a webhook; the daemon's one answer.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or its silence.
+    pub async fn hook(mut self, hook: Hook, body: &[u8]) -> Result<Reply, Fault> {
+        let Daemon::Line(line) = &self.daemon else {
+            return Err(Fault {
+                code: ErrorCode::Refused,
+                message: "webhooks are for the daemon's own HTTP".to_owned(),
+            });
+        };
+        let line = Arc::clone(line);
+        let file = memfd_create(c"deployer-hook", MemfdFlags::CLOEXEC);
+        let mut file = File::from(file.map_err(io::Error::from)?);
+        file.write_all(body)?;
+        self.claim.hook = Some(hook);
+        let mut session = Session {
+            stream: self.open(&line, Some(&file)).await?,
+            bytes: Vec::new(),
+            fds: VecDeque::new(),
+        };
+        session.receive().await
+    }
+
     /// A session in the client's name.
-    async fn open(&self, line: &AsyncFd<OwnedFd>) -> io::Result<UnixStream> {
+    async fn open(&self, line: &AsyncFd<OwnedFd>, body: Option<&File>) -> io::Result<UnixStream> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
         let (ours, theirs) = pair?;
         let claim = serde_json::to_vec(&self.claim)?;
-        let fds = [self.client.as_fd(), theirs.as_fd()];
+        let mut fds = vec![self.client.as_fd(), theirs.as_fd()];
+        fds.extend(body.map(AsFd::as_fd));
         let send = |line: &OwnedFd| sys::socket::send_with_fds(line, &claim, &fds);
         line.async_io(Interest::WRITABLE, send).await?;
         UnixStream::from_std(ours.into())

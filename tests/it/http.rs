@@ -1030,3 +1030,95 @@ fn other_pages_can_be_served_or_none() {
         (get(&d, OWNER, "/").status == 404).then_some(())
     });
 }
+
+/// The signatures of the services, made by somebody else's tool.
+#[test]
+fn webhooks_ask_for_what_their_secret_is_for() {
+    let port = free_port();
+    let d = serve(
+        &format!("http-listen = 127.0.0.1:{port}"),
+        "[prog-app]\ncmd-run = echo ran >> @S@/trace\nhook-run = @S@/secret\n[prog-other]\ncmd-run = echo other >> @S@/trace\n",
+    );
+    let secret = "it is a secret";
+    fs::write(d.path("shared/secret"), format!("{secret}\n")).unwrap();
+    let body = d.path("shared/body");
+    // Larger than any other request may be.
+    fs::write(
+        &body,
+        json!({"ref": "refs/heads/main", "more": "x".repeat(1 << 20)}).to_string(),
+    )
+    .unwrap();
+    let signature = |key: &str| {
+        let mut openssl = Command::new("openssl");
+        openssl
+            .args(["dgst", "-sha256", "-hmac", key, "-r"])
+            .arg(&body);
+        let said = finish(openssl).exits(0).text();
+        said.split(' ').next().unwrap().to_owned()
+    };
+    let send = |path: &str, headers: &[String]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "-i", "-H", "Content-Type: application/json"]);
+        for header in headers {
+            curl.arg("-H").arg(header);
+        }
+        curl.arg("--data-binary")
+            .arg(format!("@{}", body.display()));
+        curl.arg(format!("http://127.0.0.1:{port}/hooks/{path}"));
+        let text = finish(curl).text();
+        // What is said before the body was sent.
+        Answer::read(text.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n"))
+    };
+    let (right, wrong) = (signature(secret), signature("another secret"));
+    for (n, header) in [
+        format!("X-Hub-Signature-256: sha256={right}"),
+        format!("X-Gitea-Signature: {right}"),
+        format!("X-Gitlab-Token: {secret}"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let event = "X-GitHub-Event: push".to_owned();
+        let answer = send("app/run", &[header, event]).is(202).json();
+        let row = d.ended(answer["run"].as_u64().unwrap());
+        assert_eq!(
+            (&row["by"]["user"], &row["reason"]),
+            (&json!("deployer"), &json!("a webhook: push"))
+        );
+        assert_eq!(d.trace().len(), n + 1);
+    }
+    let header = format!("X-Hub-Signature-256: sha256={right}");
+    let pinged = send("app/run", &[header.clone(), "X-GitHub-Event: ping".into()])
+        .is(202)
+        .json();
+    assert_eq!(pinged["run"], Value::Null);
+    let mut refusals = Vec::new();
+    for (path, headers) in [
+        ("app/run", vec![]),
+        (
+            "app/run",
+            vec![format!("X-Hub-Signature-256: sha256={wrong}")],
+        ),
+        ("app/run", vec!["X-Hub-Signature-256: sha256=00".to_owned()]),
+        ("app/run", vec!["X-Hub-Signature-256: nonsense".to_owned()]),
+        ("app/run", vec!["X-Gitlab-Token: it is a secre".to_owned()]),
+        ("app/run", vec!["X-Gitlab-Token: ".to_owned()]),
+        ("app/update", vec![header.clone()]),
+        ("other/run", vec![header.clone()]),
+        ("absent/run", vec![header.clone()]),
+    ] {
+        refusals.push(send(path, &headers).is(404).json());
+    }
+    refusals.dedup();
+    assert_eq!(
+        refusals.len(),
+        1,
+        "nobody learns what there is: {refusals:?}"
+    );
+    assert_eq!(d.trace().len(), 3);
+    d.ask(OWNER, ["FREEZE", "app", "party"]).exits(0);
+    send("app/run", std::slice::from_ref(&header)).is(409);
+    fs::write(d.path("shared/secret"), "").unwrap();
+    send("app/run", &["X-Gitlab-Token: ".into()]).is(404);
+    assert!(!d.log().contains(secret));
+}
