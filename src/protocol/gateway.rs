@@ -49,7 +49,7 @@ pub enum Listener {
 /// What the gateway says for each request. Two descriptors come with it: the socket of the HTTP
 /// client, which the daemon asks who that is, and a stream socket on which the framed protocol is
 /// spoken in that client's name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Claim {
     /// Who it is according to a reverse proxy. Counts only if that is one that is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,7 +67,7 @@ pub struct Claim {
 pub const LARGEST_HOOK: usize = 8 << 20;
 
 /// A webhook: who sends it proves that they know a secret.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hook {
     /// The program that it is for.
     pub program: String,

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::answer::{self, Answer, Body, Problem};
+use super::events::Hubs;
 use super::routes::{self, Operation};
 use super::upstream::{Caller, Fault, Session};
 use crate::log::{Chunk, Reader, Stream};
@@ -27,8 +27,6 @@ const LARGEST_PAGE: u64 = 1000;
 const PIECE: usize = 256 * 1024;
 /// How many pieces may wait for a client to take them.
 const AHEAD: usize = 4;
-/// How often a silent stream of events says that it is there.
-const STILL_HERE: Duration = Duration::from_secs(15);
 
 /// A request, taken apart.
 pub struct Asked {
@@ -57,7 +55,7 @@ impl Asked {
     ///
     /// # Errors
     /// Why not, as a problem document.
-    pub async fn answer(self, caller: &Caller) -> Outcome {
+    pub async fn answer(self, caller: &Caller, hubs: &Hubs) -> Outcome {
         let first = || self.path.first().cloned().unwrap_or_default();
         match self.operation {
             Operation::Me => {
@@ -113,7 +111,7 @@ impl Asked {
             }
             Operation::Hook => self.webhook(caller).await,
             Operation::Log => self.log(caller).await,
-            Operation::Events => self.events(caller).await,
+            Operation::Events => self.events(caller, hubs).await,
             Operation::Metrics => metrics(caller).await,
             Operation::Health => {
                 caller.all(&Request::Ping).await?;
@@ -280,14 +278,12 @@ impl Asked {
         Ok(answer::answer(StatusCode::OK, kind, Body::Coming(body)))
     }
 
-    async fn events(&self, caller: &Caller) -> Outcome {
+    async fn events(&self, caller: &Caller, hubs: &Hubs) -> Outcome {
         let after = match &self.last_event {
             Some(id) => id.parse().ok(),
             None => self.number("after")?,
         };
-        let session = caller.ask(&Request::Events { after }).await?;
-        let (send, body) = mpsc::channel(AHEAD);
-        tokio::spawn(tell_events(session, send));
+        let body = hubs.stream(caller, after).await?;
         let kind = "text/event-stream";
         Ok(answer::answer(StatusCode::OK, kind, Body::Coming(body)))
     }
@@ -517,30 +513,6 @@ async fn metrics(caller: &Caller) -> Outcome {
     }
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     Ok(answer::text(StatusCode::OK, kind, text))
-}
-
-/// Hands on events until one of the two ends has gone.
-async fn tell_events(mut session: Session, send: mpsc::Sender<Bytes>) {
-    let mut text = "retry: 1000\n: deployer\n\n".to_owned();
-    loop {
-        if send.send(std::mem::take(&mut text).into()).await.is_err() {
-            return;
-        }
-        let told = tokio::select! {
-            told = session.receive() => Some(told),
-            () = tokio::time::sleep(STILL_HERE) => None,
-            () = send.closed() => return,
-        };
-        match told {
-            Some(Ok(Reply::Event(event))) => {
-                let data = serde_json::to_string(&event).unwrap_or_default();
-                let _ = write!(text, "id: {}\ndata: {data}\n\n", event.id);
-            }
-            Some(Ok(_)) => {}
-            None => text.push_str(": still here\n\n"),
-            Some(Err(_)) => return,
-        }
-    }
 }
 
 /// How a log is wanted.

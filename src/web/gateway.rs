@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::answer::{Answer, Problem};
 use super::api::Asked;
 use super::assets::Pages;
+use super::events::Hubs;
 use super::loopback::Door;
 use super::routes::{self, Found, Operation};
 use super::upstream::{Caller, Daemon};
@@ -45,6 +46,8 @@ const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 pub fn main() -> u8 {
     // Others of this user are not to look into it.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    // Programs and their runs come first.
+    let _ = rustix::process::nice(5);
     let served = sys::fd::own(LINE_FD).and_then(|line| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -74,6 +77,7 @@ async fn serve(line: OwnedFd) -> io::Result<()> {
         user_header: hello.user_header,
         pages: Pages::new(&hello.ui),
         door: None,
+        hubs: Hubs::default(),
     });
     for (kind, fd) in hello.listeners.into_iter().zip(fds) {
         let house = Arc::clone(&house);
@@ -118,6 +122,7 @@ pub struct House {
     pages: Pages,
     /// Who may come in; everybody, if there is none.
     door: Option<Door>,
+    hubs: Hubs,
 }
 
 impl House {
@@ -129,6 +134,7 @@ impl House {
             user_header: None,
             pages: Pages::BuiltIn,
             door: Some(door),
+            hubs: Hubs::default(),
         })
     }
 
@@ -283,7 +289,7 @@ impl House {
             client,
             claim,
         };
-        asked.answer(&caller).await
+        asked.answer(&caller, &self.hubs).await
     }
 
     /// A page of somebody else's, under a name that leads here, is not to reach anything.

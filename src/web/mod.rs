@@ -8,6 +8,7 @@
 //!  ├ routes   what there is, in one table; the OpenAPI document is made of it
 //!  ├ api      what each of them does
 //!  ├ assets   the pages
+//!  ├ events   what happens, for all who want to know
 //!  ├ answer   bodies, and errors as problem documents
 //!  └ upstream the way to the daemon
 //! loopback   the same for one user, without a gateway (`deployer UI`)
@@ -16,6 +17,7 @@
 mod answer;
 mod api;
 mod assets;
+mod events;
 pub mod gateway;
 pub mod loopback;
 mod routes;

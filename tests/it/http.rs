@@ -804,6 +804,7 @@ fn a_token_may_what_its_owner_may_and_no_more_than_it_says() {
         "/api/v1/programs/other/actions/run",
     )
     .is(404);
+    with("deployer_0000", &[], "/api/v1/events").is(401);
     let wrong = with("deployer_0000", &[], "/api/v1/me").is(401);
     assert!(wrong.head.contains("www-authenticate: bearer"), "{wrong:?}");
     // Root's is confined, too.
