@@ -1218,7 +1218,12 @@ impl Front {
         };
         let actions = policy::actions(&spec).into_iter().filter(allowed);
         let schedules = spec.schedules.iter();
+        let seen = self.lookout.seen(name);
         Some(Box::new(Detail {
+            next_check: seen.next,
+            failing: seen
+                .failing
+                .map(|(since, why)| format!("since {since}: {why}")),
             actions: actions.map(|action| action.to_string()).collect(),
             supervised: spec.is_supervised(),
             inputs: spec.inputs.iter().map(rows::input).collect(),

@@ -486,6 +486,10 @@ pub struct Detail {
     pub source: Option<String>,
     /// What is done by itself, and when: schedules, by action.
     pub schedules: BTreeMap<String, String>,
+    /// When its source is looked at next: the time of day.
+    pub next_check: Option<String>,
+    /// Why its source cannot be looked at, and since when.
+    pub failing: Option<String>,
 }
 
 /// Something that a program can be told.

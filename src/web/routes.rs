@@ -531,7 +531,8 @@ fn schemas() -> Value {
             ("name", "string"), ("state", "string"), ("run", "integer?"), ("waiting", "integer"),
             ("frozen", "string?"), ("service", "service?"), ("actions", "strings"),
             ("supervised", "boolean"), ("inputs", "inputs"), ("args", "boolean"),
-            ("source", "string?"), ("schedules", "map"),
+            ("source", "string?"), ("schedules", "map"), ("next_check", "string?"),
+            ("failing", "string?"),
         ]),
         "Input": object(&[
             ("name", "string"), ("kind", "string"), ("default", "string?"),
