@@ -350,12 +350,35 @@ impl Checker<'_> {
     }
 
     fn globals(&mut self, section: &Section, global: &mut Global, template: &mut Draft) {
+        let mut trust = Vec::new();
         for (key, entry) in self.keys(section, Scope::Global) {
             if matches!(key, Key::AllowUid | Key::AllowGid) {
                 self.global_lists.push(place_of_key(entry));
             }
+            if matches!(
+                key,
+                Key::HttpTrustUid | Key::HttpTrustAddress | Key::HttpUserHeader
+            ) {
+                trust.push((key.clone(), place_of_key(entry)));
+            }
             if self.has_value(&key, entry) && !self.reader().daemon_key(&key, entry, global) {
                 self.reader().program_key(key, entry, template);
+            }
+        }
+        // One without the other does nothing, which nobody wants who writes it.
+        let header = trust.iter().any(|(key, _)| *key == Key::HttpUserHeader);
+        if trust
+            .iter()
+            .all(|(key, _)| (*key == Key::HttpUserHeader) == header)
+        {
+            for (_, at) in trust {
+                let message = match header {
+                    true => "nobody is trusted to send that header",
+                    false => "nothing is believed without `http-user-header`",
+                };
+                let help =
+                    "write `http-user-header` and one of `http-trust-uid`, `http-trust-address`";
+                self.warning(Code::NoEffect, at, message.to_owned(), help);
             }
         }
     }

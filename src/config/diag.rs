@@ -62,8 +62,8 @@ codes! {
     BadProgramName = "bad-program-name",
     /// A key that does not exist.
     UnknownKey = "unknown-key",
-    /// A key that is planned, and not part of this version.
-    UnsupportedKey = "unsupported-key",
+    /// A key that does nothing without another.
+    NoEffect = "no-effect",
     /// A `cmd-NAME` that looks like a misspelling of an action that there is.
     NewAction = "new-action",
     /// A key on the wrong side of the first section.

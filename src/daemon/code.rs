@@ -258,6 +258,8 @@ pub struct Seen {
     pub failing: Option<(String, String)>,
     /// When it is looked at next: the time of day.
     pub next: Option<String>,
+    /// What it had when it was looked at last, and what became of that.
+    pub newest: Option<(String, String)>,
     /// It is being looked at.
     pub looking: bool,
     /// An update that has failed.

@@ -1221,6 +1221,13 @@ impl Front {
         let seen = self.lookout.seen(name);
         Some(Box::new(Detail {
             next_check: seen.next,
+            newest: seen.newest.map(|(revision, because)| {
+                let short: String = revision.chars().take(12).collect();
+                match because.starts_with(&short) || short.is_empty() {
+                    true => because,
+                    false => format!("{short}: {because}"),
+                }
+            }),
             failing: seen
                 .failing
                 .map(|(since, why)| format!("since {since}: {why}")),

@@ -199,6 +199,15 @@ impl Scheduler {
                 _ => Err(answer.err.trim().replace("deployer: ", "")),
             });
             note(&front.lookout, &program, verdict.as_ref().err());
+            if let Ok(Verdict {
+                revision, because, ..
+            }) = &verdict
+            {
+                let newest = (revision.clone(), because.clone());
+                front
+                    .lookout
+                    .note(&program, |seen| seen.newest = Some(newest));
+            }
             let Ok(Verdict {
                 update: true,
                 because,
@@ -236,6 +245,9 @@ async fn ended(told: Option<mpsc::UnboundedReceiver<Notice>>) -> Option<Row> {
 
 /// An update that failed is not begun again every minute. One that a hook put off is.
 fn hold(seen: &mut Seen, revision: String, run: &Row) {
+    if run.outcome == "succeeded" {
+        seen.newest = Some((revision.clone(), "it is current".to_owned()));
+    }
     let before = seen.held.take().filter(|held| held.revision == revision);
     if run.outcome != "failed" || run.exit_code == Some(DEFERRED) {
         return;

@@ -490,6 +490,8 @@ pub struct Detail {
     pub next_check: Option<String>,
     /// Why its source cannot be looked at, and since when.
     pub failing: Option<String>,
+    /// What its source had when it was looked at last, and what became of that.
+    pub newest: Option<String>,
 }
 
 /// Something that a program can be told.

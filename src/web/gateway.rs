@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::TcpListener as StdTcpListener;
+use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
@@ -126,11 +126,11 @@ pub struct House {
 }
 
 impl House {
-    /// For one user alone, who is this process' own.
-    pub fn private(socket: &Path, door: Door) -> Arc<Self> {
+    /// For one user alone, who is this process' own, at this address.
+    pub fn private(socket: &Path, door: Door, address: Ipv4Addr) -> Arc<Self> {
         Arc::new(Self {
             daemon: Daemon::Socket(Arc::new(socket.to_owned())),
-            hosts: Vec::new(),
+            hosts: vec![address.to_string()],
             user_header: None,
             pages: Pages::BuiltIn,
             door: Some(door),

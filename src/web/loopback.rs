@@ -5,7 +5,7 @@
 //! cookie.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -99,7 +99,11 @@ pub fn serve(socket: &Path, said: impl FnOnce(&str)) -> io::Result<()> {
         .enable_time()
         .build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+        // Cookies know no ports: at an address of its own no other server is sent this one's.
+        let mut own = [0; 3];
+        rustix::rand::getrandom(&mut own, rustix::rand::GetRandomFlags::empty())?;
+        let own = Ipv4Addr::new(127, own[0], own[1], own[2].clamp(2, 254));
+        let listener = TcpListener::bind(SocketAddr::from((own, 0))).await?;
         let door = Door::new()?;
         let ticket = door.ticket.lock().map(|t| t.clone().unwrap_or_default());
         let address = listener.local_addr()?;
@@ -107,7 +111,7 @@ pub fn serve(socket: &Path, said: impl FnOnce(&str)) -> io::Result<()> {
             "http://{address}/?ticket={}",
             ticket.unwrap_or_default()
         ));
-        House::private(socket, door).serve_tcp(listener).await;
+        House::private(socket, door, own).serve_tcp(listener).await;
         Ok(())
     })
 }

@@ -533,6 +533,7 @@ fn schemas() -> Value {
             ("supervised", "boolean"), ("inputs", "inputs"), ("args", "boolean"),
             ("source", "string?"), ("schedules", "map"), ("next_check", "string?"),
             ("failing", "string?"),
+            ("newest", "string?"),
         ]),
         "Input": object(&[
             ("name", "string"), ("kind", "string"), ("default", "string?"),

@@ -103,6 +103,7 @@ async function programs() {
           [badge(stateOf(p)), p.waiting ? h("span", { class: "warn" }, ` ${p.waiting} waiting`) : null,
             p.frozen ? h("div", { class: "warn", title: p.frozen }, "frozen") : null,
             p.failing ? h("div", { class: "bad", title: p.failing }, "source not reached") : null,
+            p.newest ? h("div", { class: p.newest.endsWith("it is current") ? "good" : "warn" }, p.newest) : null,
             p.next_check ? h("div", { class: "dim" }, `next check ${p.next_check}`) : null],
           [dots(own.slice(0, 10).reverse()), " ", moment(own[0]?.requested_at)],
           h("span", { class: "row" }, needs && !p.supervised && p.actions.includes("run")
