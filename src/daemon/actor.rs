@@ -1316,23 +1316,14 @@ impl Actor {
     /// Begins what is to be done about the end of a run.
     fn notify(&mut self, order: &Order, row: &Row) {
         let own = keys::is_notice(order.action.as_str()) || order.action == ActionName::ready();
-        let has = |notice: &str| {
-            let action = ActionName::new(notice).ok()?;
-            order.spec.command(&action).is_some().then_some(action)
-        };
-        let [failure, success, fixed] = keys::NOTICES.map(has);
-        let went_well = row.outcome == Outcome::Succeeded;
-        let went_wrong = matches!(
-            row.outcome,
-            Outcome::Failed
-                | Outcome::Signalled
-                | Outcome::TimedOut
-                | Outcome::NotStarted
-                | Outcome::Lost
-        );
         if own || self.stopping {
             return;
         }
+        let [failure, success, fixed] = keys::NOTICES.map(|notice| {
+            let action = ActionName::new(notice).ok()?;
+            order.spec.command(&action)?;
+            Some(action)
+        });
         let notice = |action: ActionName| {
             Box::new(Order {
                 action,
@@ -1347,19 +1338,26 @@ impl Actor {
                 ..order.clone()
             })
         };
-        // That a supervised program was stopped is no success to speak of.
-        let (success, fixed) = match order.is_service() {
-            true => (None, None),
-            false => (success, fixed),
+        let now = match row.outcome {
+            // That a supervised program was stopped is no success to speak of.
+            Outcome::Succeeded if order.is_service() => None,
+            Outcome::Succeeded => {
+                if let Some(fixed) = fixed {
+                    self.hands.if_fixed(row, notice(fixed));
+                }
+                success.map(notice)
+            }
+            Outcome::Failed
+            | Outcome::Signalled
+            | Outcome::TimedOut
+            | Outcome::NotStarted
+            | Outcome::Lost => failure.map(notice),
+            Outcome::Waiting
+            | Outcome::Running
+            | Outcome::Cancelled
+            | Outcome::Superseded
+            | Outcome::Interrupted => None,
         };
-        let now = match (went_well, went_wrong) {
-            (true, _) => success.map(notice),
-            (_, true) => failure.map(notice),
-            _ => None,
-        };
-        if let Some(fixed) = fixed.filter(|_| went_well) {
-            self.hands.if_fixed(row, notice(fixed));
-        }
         if let Some(order) = now {
             self.register(order, None);
         }

@@ -37,8 +37,8 @@ use crate::sys::child::{Child, Ids, Image, PidReport};
 const NOBODY: u32 = 65534;
 /// How long a gateway that ended soon is not started again.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How often sockets are tried that cannot be made.
-const AGAIN: Duration = Duration::from_secs(2);
+/// How often sockets are tried that cannot be made: a former gateway may just be letting go.
+const AGAIN: Duration = Duration::from_millis(250);
 /// How many HTTP clients may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -46,6 +46,7 @@ const BACKLOG: i32 = 1024;
 pub async fn keep(front: Front) {
     let mut in_force = front.in_force.clone();
     let mut sockets: Option<(Http, Sockets)> = None;
+    let mut trouble = String::new();
     loop {
         let now = Arc::clone(&in_force.borrow_and_update());
         let http = &now.config.global.http;
@@ -64,7 +65,10 @@ pub async fn keep(front: Front) {
             None => match Sockets::make(http) {
                 Ok(made) => &sockets.insert((http.clone(), made)).1,
                 Err(e) => {
-                    error!("no HTTP: {e}");
+                    if e != trouble {
+                        error!("no HTTP yet: {e}");
+                        trouble = e;
+                    }
                     tokio::select! {
                         changed = in_force.changed() => if changed.is_err() { return },
                         () = tokio::time::sleep(AGAIN) => {}
