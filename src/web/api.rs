@@ -67,7 +67,7 @@ impl Asked {
             }
             Operation::Programs => programs(caller).await,
             Operation::Program => program(caller, first()).await,
-            Operation::Act => self.act(caller).await,
+            Operation::Act | Operation::Start => self.act(caller).await,
             Operation::Releases => releases(caller, first()).await,
             Operation::Why => question(caller, first(), CodeQuestion::Why).await,
             Operation::Plan => question(caller, first(), CodeQuestion::Plan).await,
@@ -154,6 +154,11 @@ impl Asked {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Act {
+            /// Of what is not said by the address.
+            #[serde(default)]
+            program: Option<String>,
+            #[serde(default)]
+            action: Option<String>,
             #[serde(default)]
             inputs: BTreeMap<String, String>,
             #[serde(default)]
@@ -164,17 +169,26 @@ impl Asked {
             key: Option<String>,
         }
         let Act {
+            program,
+            action,
             inputs,
             args,
             reason,
             key,
         } = self.body()?;
-        let [program, action] = self.path.as_slice() else {
-            return Err(bad("no program"));
+        let (program, action) = match (self.path.as_slice(), program, action) {
+            ([program, action], None, None) => (program.clone(), action.clone()),
+            ([], Some(program), action) => (program, action.unwrap_or_else(|| "run".to_owned())),
+            ([], None, _) => return Err(bad("say which program: {\"program\": NAME}")),
+            _ => {
+                return Err(bad(
+                    "the address says which program and action, the body does not",
+                ));
+            }
         };
         let request = Request::Run(RunRequest {
-            program: program.clone(),
-            action: action.clone(),
+            program,
+            action,
             inputs,
             args,
             reason,
@@ -246,7 +260,8 @@ impl Asked {
 
     async fn log(&self, caller: &Caller) -> Outcome {
         let id = self.run()?;
-        let follow = self.word("follow", &["false", "true"])? == "true";
+        let follow = self.word("follow", &["false", "0", "true", "1", ""])?;
+        let follow = !matches!(follow, "false" | "0");
         let lines = self.word("format", &["raw", "lines"])? == "lines";
         let only = match self.word("stream", &["", "out", "err"])? {
             "out" => Some(Stream::Stdout),

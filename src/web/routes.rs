@@ -19,6 +19,7 @@ pub enum Operation {
     Freeze,
     Thaw,
     Runs,
+    Start,
     Run,
     Cancel,
     Hook,
@@ -230,6 +231,14 @@ pub static ROUTES: &[Route] = &[
             "Runs, the newest first. The last one's number is `before` of the next page.",
         )
     },
+    post(
+        "/api/v1/runs",
+        Operation::Start,
+        "Start",
+        202,
+        Good::Json("Accepted"),
+        "The same as an action of a program, all of it in the body.",
+    ),
     get(
         "/api/v1/runs/{run}",
         Operation::Run,
@@ -516,6 +525,16 @@ fn schemas() -> Value {
         schema["additionalProperties"] = json!(false);
         schema
     };
+    let mut start = optional(&[
+        ("program", "string"),
+        ("action", "string"),
+        ("inputs", "map"),
+        ("args", "strings"),
+        ("reason", "string?"),
+        ("key", "string?"),
+    ]);
+    start["required"] = json!(["program"]);
+    start["properties"]["program"]["minLength"] = json!(1);
     let mut freeze = optional(&[("reason", "string"), ("seconds", "number?")]);
     freeze["required"] = json!(["reason"]);
     freeze["properties"]["reason"]["minLength"] = json!(1);
@@ -565,6 +584,7 @@ fn schemas() -> Value {
         "Request": optional(&[
             ("inputs", "map"), ("args", "strings"), ("reason", "string?"), ("key", "string?"),
         ]),
+        "Start": start,
         "Freeze": freeze,
         "Nothing": optional(&[]),
         "Anything": json!({}),

@@ -190,6 +190,12 @@ fn programs_are_described_with_what_the_caller_may_do() {
         &json!({"inputs": {"n": "2"}}),
     );
     assert_eq!(d.ended(id)["inputs"]["n"], "2");
+    // All of it in the body is the same.
+    let body = json!({"program": "team/app", "inputs": {"n": "3"}});
+    let other = post(&d, OWNER, "/api/v1/runs", &body).is(202).json();
+    assert_eq!(d.ended(other["run"].as_u64().unwrap())["inputs"]["n"], "3");
+    post(&d, OWNER, "/api/v1/runs", &json!({"inputs": {}})).is(400);
+    post(&d, OWNER, run, &json!({"program": "other"})).is(400);
     // What has no run of its own is done when the answer comes.
     let started = post(&d, OWNER, "/api/v1/programs/web/actions/start", &json!({})).is(202);
     let web = get(&d, OWNER, "/api/v1/programs/web").json();
