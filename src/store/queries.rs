@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, params, params_from_iter};
 
+use crate::config::keys;
 use crate::ids::{ActionName, ProgramName, RunId};
 
 use super::row::{COLUMNS, Outcome, Row};
@@ -147,15 +148,21 @@ impl Queries {
         )
     }
 
-    /// A program's newest row that can have a log: its turn came.
+    /// A program's newest row that can have a log: its turn came. What was run to tell of another
+    /// run is not what somebody looks for.
     ///
     /// # Errors
     /// The database could not be read.
     pub fn last_run(&self, program: &ProgramName) -> Result<Option<Row>, StoreError> {
         self.one(
             "WHERE program = ?1 AND (started_at IS NOT NULL OR outcome IN ('running', \
-             'not-started')) ORDER BY id DESC LIMIT 1",
-            params![program.as_str()],
+             'not-started')) AND action NOT IN (?2, ?3, ?4) ORDER BY id DESC LIMIT 1",
+            params![
+                program.as_str(),
+                keys::NOTICES[0],
+                keys::NOTICES[1],
+                keys::NOTICES[2]
+            ],
         )
     }
 

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use hyper::StatusCode;
+use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -94,11 +95,14 @@ impl Pages {
             Self::None => return None,
             Self::BuiltIn => {
                 let (_, kind, text) = BUILT_IN.iter().find(|(at, ..)| *at == path)?;
-                (*kind, text.as_bytes().to_vec())
+                (*kind, Bytes::from_static(text.as_bytes()))
             }
-            Self::Of(dir) => read(dir, path)?,
+            Self::Of(dir) => {
+                let (kind, content) = read(dir, path)?;
+                (kind, content.into())
+            }
         };
-        let mut answer = answer(StatusCode::OK, kind, Body::Whole(Some(content.into())));
+        let mut answer = answer(StatusCode::OK, kind, Body::Whole(Some(content)));
         let policy = HeaderValue::from_static(POLICY);
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_SECURITY_POLICY, policy);

@@ -372,7 +372,7 @@ fn somebody_is_told_when_runs_fail_and_when_they_work_again() {
     site.configure(
         "notify-failure = echo failure $RUN_PROGRAM $RUN_ID $RUN_OUTCOME $RUN_EXIT_CODE by $RUN_BY: $RUN_REASON >> @S@/trace\n\
          notify-success = echo success $RUN_ID >> @S@/trace\n\
-         [prog-app]\ncmd-run = exit $(cat @S@/status)\nnotify-fixed = echo fixed $RUN_ID $DEPLOYER_BY $0 >> @S@/trace\n\
+         [prog-app]\ncmd-run = echo \"it was me\"; exit $(cat @S@/status)\nnotify-fixed = echo fixed $RUN_ID $DEPLOYER_BY $0 >> @S@/trace\n\
          [prog-slow]\ncmd-run = sleep 1000\ntimeout = 0.2\n[prog-absent]\ncwd = /nowhere/at/all\ncmd-run = /bin/true\n\
          [prog-web]\ncmd-start = echo up; read _ < @S@/gate; exit 1\nrestart = never\n",
     );
@@ -398,6 +398,8 @@ fn somebody_is_told_when_runs_fail_and_when_they_work_again() {
         &format!("failure app {failed} failed 3 by {user}: why not"),
         1,
     );
+    // Who looks for the log means that of the run, not of what told of it.
+    assert_eq!(d.ask(OWNER, ["LOGS", "app"]).exits(0).text(), "it was me\n");
     run(0);
     let row = |outcome: &str| {
         let rows = d.history();

@@ -400,7 +400,6 @@ impl Actor {
         }
     }
 
-    /// What there is to say about a program, for lists.
     /// The state of a supervised program, in a word.
     fn word_of(&self, program: &ProgramName) -> &'static str {
         match self.services.state(program).0 {
@@ -414,6 +413,7 @@ impl Actor {
         }
     }
 
+    /// What there is to say about a program, for lists.
     pub(super) fn state_of(&self, program: &ProgramName) -> LaneState {
         let run = LaneName::new(program, &ActionName::run());
         let mut state = LaneState {

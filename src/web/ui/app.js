@@ -94,7 +94,7 @@ async function programs() {
     const [{ programs }, { runs }] = await Promise.all([api("/programs"), api("/runs?limit=500")]);
     const wanted = search.value.toLowerCase();
     const rows = programs.filter((p) => p.name.toLowerCase().includes(wanted)).map((p) => {
-      const own = runs.filter((r) => r.program === p.name);
+      const own = runs.filter((r) => r.program === p.name && !r.action.startsWith("notify-"));
       const needs = p.inputs.some((input) => input.default === null);
       return {
         to: `#${at(p.name)}`,
