@@ -1,14 +1,13 @@
 //! Programs that stand still: nothing of them is begun until somebody thaws them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::clock::Moment;
+use super::kept;
 use crate::ids::ProgramName;
 
 /// Why a program stands still.
@@ -53,21 +52,7 @@ impl Freezer {
     #[must_use]
     pub fn open(state_dir: &Path) -> Self {
         let path = state_dir.join("frozen.json");
-        let programs = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|e| {
-                warn!(
-                    "{} is damaged ({e}): nothing counts as frozen",
-                    path.display()
-                );
-                BTreeMap::new()
-            }),
-            Err(e) => {
-                if e.kind() != std::io::ErrorKind::NotFound {
-                    warn!("cannot read {}: {e}", path.display());
-                }
-                BTreeMap::new()
-            }
-        };
+        let programs = kept::read(&path, "nothing counts as frozen");
         Self {
             path,
             programs: Arc::new(Mutex::new(programs)),
@@ -98,11 +83,7 @@ impl Freezer {
             Some(frozen) => new.insert(program.clone(), frozen),
             None => new.remove(program),
         };
-        let temporary = self.path.with_extension("new");
-        let file = File::create(&temporary)?;
-        serde_json::to_writer(&file, &new)?;
-        file.sync_all()?;
-        fs::rename(temporary, &self.path)?;
+        kept::write(&self.path, &new)?;
         *programs = new;
         Ok(before.is_some())
     }

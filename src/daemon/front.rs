@@ -23,7 +23,7 @@ use super::events::{Events, News};
 use super::freeze::{Freezer, Frozen};
 use super::names::{self, Names};
 use super::rows;
-use super::tokens::{self, Tokens, Wanted};
+use super::tokens::Tokens;
 use crate::config::inputs::validate_inputs;
 use crate::config::load;
 use crate::config::model::{Args, Config, Input, KillMode, LogTo, Program};
@@ -33,7 +33,7 @@ use crate::ids::{ActionName, ProgramName, RunId};
 use crate::policy::{self, Grant, Peer};
 use crate::protocol::message::{
     CodeQuestion, Detail, ErrorCode, Event, LogsRequest, OutputWay, Reply, Request, RunRequest,
-    Service, StdinWay, Terminal, Token, You,
+    Service, StdinWay, Terminal, You,
 };
 use crate::run::script;
 use crate::run::tree::{Tree, Usage, ticks_per_second};
@@ -41,6 +41,8 @@ use crate::server::{Desk, LiveLog, Notice, Progress};
 use crate::source::{Facts, What};
 use crate::store::{Filter, Outcome, Programs, Queries, Row, Store, StoreError};
 use crate::sys::terminal::Size;
+
+mod tokens;
 
 /// How many events may wait for a client to take them; the others it finds where they are kept.
 const EVENTS_AHEAD: usize = 16;
@@ -95,6 +97,18 @@ fn refusal(code: ErrorCode, message: impl Into<String>) -> Refusal {
         code,
         message: message.into(),
     })
+}
+
+/// So many seconds later, in nanoseconds since 1970; none is never.
+fn until(since: Moment, seconds: Option<f64>) -> Result<Option<i64>, Refusal> {
+    match seconds {
+        None => Ok(None),
+        Some(s) if s > 0.0 && s < 3.2e9 => Ok(Some(since.nanos() + (s * 1e9) as i64)),
+        Some(_) => Err(refusal(
+            ErrorCode::BadInput,
+            "the time has to be more than nothing, and less than a hundred years",
+        )),
+    }
 }
 
 fn unknown(name: &ProgramName) -> Refusal {
@@ -448,113 +462,6 @@ impl Front {
         }
     }
 
-    async fn add_token(
-        &self,
-        peer: &Peer,
-        programs: &[String],
-        actions: &[String],
-        (name, seconds): (String, Option<f64>),
-        notices: &Notices,
-    ) -> Result<(), Refusal> {
-        let bad = |message: &str| refusal(ErrorCode::BadInput, message);
-        if peer.scope.is_some() {
-            let message = "a token makes no tokens";
-            return Err(refusal(ErrorCode::Refused, message));
-        }
-        if programs.is_empty() || actions.is_empty() {
-            return Err(bad("a token is for at least one program and one action"));
-        }
-        if name.len() > KEY_MAX || name.chars().any(char::is_control) {
-            return Err(bad("the name is too long, or has control characters"));
-        }
-        let (mut names, mut allowed) = (Vec::new(), Vec::new());
-        for action in actions {
-            let action =
-                ActionName::new(action).map_err(|_| bad(&format!("{action:?} is no action")))?;
-            allowed.push(action);
-        }
-        for program in programs {
-            for action in &allowed {
-                // What one may not do oneself, one cannot let others do.
-                names.push(self.authorize(peer, program, action)?.name().clone());
-            }
-        }
-        names.dedup();
-        let until = match seconds {
-            None => None,
-            Some(s) if s > 0.0 && s < 3.2e9 => Some(Moment::now().nanos() + (s * 1e9) as i64),
-            Some(_) => return Err(bad("the time has to be more than nothing")),
-        };
-        let by = self.names.by(peer).await;
-        let wanted = Wanted {
-            name,
-            owner: (peer.raw_uid, by.user.clone()),
-            programs: names,
-            actions: allowed,
-            until,
-        };
-        let tokens = self.tokens.clone();
-        let (id, secret) = match blocking(move || tokens.add(wanted)).await {
-            Some(Ok(made)) => made,
-            Some(Err(e)) => return Err(refusal(ErrorCode::Failed, format!("no token: {e}"))),
-            None => return Err(refusal(ErrorCode::Failed, "no token was made")),
-        };
-        info!(
-            uid = peer.raw_uid,
-            pid = peer.pid,
-            "token {id} was made by {}",
-            by.user
-        );
-        let message = format!("that is token {id}; nobody will be shown it again");
-        done(notices, Some(message), Some(format!("{secret}\n")), 0);
-        Ok(())
-    }
-
-    fn list_tokens(&self, peer: &Peer, notices: &Notices) {
-        let admin = policy::is_admin(self.in_force().owner, peer);
-        let all = self.tokens.list().into_iter();
-        for token in all.filter(|t| admin || (peer.scope.is_none() && t.uid == peer.raw_uid)) {
-            let at = |nanos| Moment::from_nanos(nanos).rfc3339();
-            let texts = |names: &[ProgramName]| names.iter().map(ToString::to_string).collect();
-            tell(
-                notices,
-                Reply::Token(Token {
-                    id: token.id,
-                    name: token.name.clone(),
-                    user: token.user.clone(),
-                    programs: texts(&token.programs),
-                    actions: token.actions.iter().map(ToString::to_string).collect(),
-                    since: at(token.since),
-                    until: token.until.map(at),
-                }),
-            );
-        }
-        finish(notices, None);
-    }
-
-    async fn remove_token(&self, peer: &Peer, id: u64, notices: &Notices) -> Result<(), Refusal> {
-        let admin = policy::is_admin(self.in_force().owner, peer);
-        let (tokens, uid, free) = (self.tokens.clone(), peer.raw_uid, peer.scope.is_none());
-        let may = move |token: &tokens::Token| admin || (free && token.uid == uid);
-        match blocking(move || tokens.remove(id, may)).await {
-            Some(Ok(Some(token))) => {
-                info!(
-                    uid,
-                    pid = peer.pid,
-                    "token {id} of {} was removed",
-                    token.user
-                );
-                finish(notices, Some(format!("token {id} counts no more")));
-                Ok(())
-            }
-            Some(Ok(None)) => Err(refusal(
-                ErrorCode::Refused,
-                format!("token {id}: no such token, or not one of yours"),
-            )),
-            _ => Err(refusal(ErrorCode::Failed, "the token could not be removed")),
-        }
-    }
-
     /// Lets a program stand still, or go on.
     async fn freeze(
         &self,
@@ -579,11 +486,7 @@ impl Front {
             }
             Some((reason, seconds)) => {
                 let since = Moment::now().nanos();
-                let until = match seconds {
-                    None => None,
-                    Some(s) if s > 0.0 && s < 3.2e9 => Some(since + (s * 1e9) as i64),
-                    Some(_) => return Err(bad("the time has to be more than nothing")),
-                };
+                let until = until(Moment::from_nanos(since), seconds)?;
                 Some(Frozen {
                     by: by.user.clone(),
                     reason,

@@ -23,6 +23,7 @@ mod events;
 pub mod freeze;
 pub mod front;
 mod gateway;
+mod kept;
 pub mod main;
 pub mod names;
 pub mod recover;

@@ -151,11 +151,7 @@ pub fn read_wanted(state_dir: &Path) -> BTreeMap<ProgramName, bool> {
 /// # Errors
 /// The disk.
 pub fn write_wanted(state_dir: &Path, wanted: &BTreeMap<ProgramName, bool>) -> std::io::Result<()> {
-    let (path, new) = (wanted_path(state_dir), state_dir.join("programs.new"));
-    let file = File::create(&new)?;
-    serde_json::to_writer(&file, wanted)?;
-    file.sync_all()?;
-    fs::rename(new, path)
+    super::kept::write(&wanted_path(state_dir), wanted)
 }
 
 /// Everything that recovery works with.

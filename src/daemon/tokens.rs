@@ -4,16 +4,15 @@
 //! time. What that user may do then is asked anew each time: a token never allows more. Only a
 //! digest of each is kept.
 
-use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tracing::warn;
 
 use super::clock::Moment;
+use super::kept;
 use crate::ids::{ActionName, ProgramName};
 use crate::policy::Scope;
 
@@ -87,18 +86,7 @@ impl Tokens {
     #[must_use]
     pub fn open(state_dir: &Path) -> Self {
         let path = state_dir.join("tokens.json");
-        let all = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|e| {
-                warn!("{} is damaged ({e}): no token counts", path.display());
-                Vec::new()
-            }),
-            Err(e) => {
-                if e.kind() != io::ErrorKind::NotFound {
-                    warn!("cannot read {}: {e}", path.display());
-                }
-                Vec::new()
-            }
-        };
+        let all = kept::read(&path, "no token counts");
         Self {
             path,
             all: Arc::new(Mutex::new(all)),
@@ -108,18 +96,6 @@ impl Tokens {
     fn held(&self) -> MutexGuard<'_, Vec<Token>> {
         // Nobody leaves it half changed.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, all: &[Token]) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        if let Some(dir) = self.path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        }
-        let temporary = self.path.with_extension("new");
-        let file = File::create(&temporary)?;
-        serde_json::to_writer(&file, all)?;
-        file.sync_all()?;
-        fs::rename(temporary, &self.path)
     }
 
     /// Makes one; its number, and the token itself, which nobody is told again. On the disk when
@@ -151,7 +127,7 @@ impl Tokens {
             until: wanted.until,
             digest: digest(&secret),
         });
-        self.keep(&all)?;
+        kept::write(&self.path, &all)?;
         *held = all;
         Ok((id, secret))
     }
@@ -174,7 +150,7 @@ impl Tokens {
             return Ok(None);
         };
         let removed = all.remove(at);
-        self.keep(&all)?;
+        kept::write(&self.path, &all)?;
         *held = all;
         Ok(Some(removed))
     }
@@ -198,6 +174,8 @@ fn digest(secret: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn wanted(until: Option<i64>) -> Wanted {
