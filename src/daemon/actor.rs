@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::InForce;
@@ -28,7 +28,7 @@ use crate::keeper::saved::SavedRun;
 use crate::protocol::message::{Behind, ErrorCode, Reply, Terminal};
 use crate::run::pump::Closed;
 use crate::run::tree::Tree;
-use crate::server::{Input, Notice};
+use crate::server::{Input, Notice, Progress};
 use crate::store::{By, Finish, NewRun, Outcome, Row, StoreError};
 use crate::sys::terminal::Size;
 
@@ -38,6 +38,10 @@ use supervised::policy_of;
 
 /// How many requests of a program with `coalesce = no` may wait.
 const QUEUE_MAX: usize = 1000;
+/// How long the end of a run may wait for the record of another one.
+const SETTLE: Duration = Duration::from_millis(5);
+/// How long the keeper may hold what it could forget.
+const FORGET: Duration = Duration::from_millis(50);
 
 /// Sends what a connection is told.
 pub type Notices = mpsc::UnboundedSender<Notice>;
@@ -55,8 +59,8 @@ pub enum Msg {
     Spawned(RunId, Result<Box<LiveRun>, SpawnFailure>),
     /// A process has ended.
     Exited(RunId, Exit),
-    /// A run's output is complete, or was given up.
-    Closed(RunId, Closed),
+    /// A run's output is complete, or was given up; the viewers of its log are to be told.
+    Closed(RunId, Closed, Option<watch::Sender<Progress>>),
     /// Nothing of a run's tree is left; whether somebody had outlived its process.
     Vacated(RunId),
     /// The end of a run is on record.
@@ -269,14 +273,6 @@ struct Entry {
     stage: Stage,
 }
 
-/// The end of a run or request, for the record.
-#[derive(Debug)]
-struct End {
-    id: RunId,
-    order: Box<Order>,
-    finish: Finish,
-}
-
 /// A run that ended under a former daemon, see [`Actor::adopt_ended`].
 #[derive(Debug)]
 struct Late {
@@ -331,8 +327,10 @@ pub struct Actor {
     readmitted: HashSet<RunId>,
     /// Runs that are over, whose end is not on record yet.
     unrecorded: HashMap<RunId, Box<LiveRun>>,
-    /// Ends that the store is still to be told of.
-    ends: Vec<End>,
+    /// When ends that were not recorded with anything else are to be.
+    settle_at: Option<Instant>,
+    /// When the keeper is to be told of runs that it may forget.
+    forget_at: Option<Instant>,
     effects: Vec<Effect>,
     services: Services,
     /// The process of each supervised program.
@@ -377,7 +375,8 @@ impl Actor {
             early: HashMap::new(),
             readmitted: HashSet::new(),
             unrecorded: HashMap::new(),
-            ends: Vec::new(),
+            settle_at: None,
+            forget_at: None,
             effects: Vec::new(),
             services: Services::default(),
             processes: HashMap::new(),
@@ -399,7 +398,12 @@ impl Actor {
     /// Works until the daemon was told to stop and everything is over and on record.
     pub async fn work(mut self, mut inbox: mpsc::UnboundedReceiver<Msg>) {
         loop {
-            let deadlines = [self.engine.deadline(), self.services.deadline()];
+            let deadlines = [
+                self.engine.deadline(),
+                self.services.deadline(),
+                self.settle_at,
+                self.forget_at,
+            ];
             let deadline = deadlines.into_iter().flatten().min();
             let deadline = deadline.map(tokio::time::Instant::from_std);
             let tick = async {
@@ -417,12 +421,14 @@ impl Actor {
                 () = tick => {
                     self.feed(Event::Ticked);
                     self.supervise(ServiceEvent::Ticked);
+                    if self.settle_at.is_some_and(|at| at <= Instant::now()) {
+                        self.settle();
+                    }
+                    if self.forget_at.is_some_and(|at| at <= Instant::now()) {
+                        self.forget_at = None;
+                        self.hands.forget_all();
+                    }
                 }
-            }
-            if !self.ends.is_empty() {
-                // First the answers, then the record: clients do not wait for the disk.
-                tokio::task::yield_now().await;
-                self.record_ends();
             }
             if self.stopping
                 && self.engine.is_idle()
@@ -574,11 +580,22 @@ impl Actor {
             Msg::Spawned(run, Ok(live)) => self.spawned(run, live),
             Msg::Spawned(run, Err(failure)) => self.not_spawned(run, &failure),
             Msg::Exited(run, exit) => self.exited(run, exit),
-            Msg::Closed(run, report) => self.closed(run, report),
+            Msg::Closed(run, report, viewers) => {
+                if let Some(viewers) = viewers {
+                    viewers.send_replace(Progress {
+                        bytes: report.bytes,
+                        dropped: report.dropped,
+                        complete: true,
+                    });
+                }
+                self.closed(run, report);
+            }
             Msg::Vacated(run) => self.feed(Event::Vacated { run }),
             Msg::Finished(run) => {
                 if let Some(live) = self.unrecorded.remove(&run) {
                     self.hands.release(run, *live);
+                    self.forget_at
+                        .get_or_insert_with(|| Instant::now() + FORGET);
                 }
             }
             Msg::Cancel(run, answer) => {
@@ -649,6 +666,7 @@ impl Actor {
             Msg::Reloaded(in_force) => self.reloaded(in_force),
             Msg::ShutDown(patience) => {
                 self.stopping = true;
+                self.settle();
                 for waiter in self.onlookers.drain().flat_map(|(_, waiters)| waiters) {
                     waiter.last(refusal(ErrorCode::Stopping, "the daemon is stopping"));
                 }
@@ -679,7 +697,8 @@ impl Actor {
 
     /// Gives a request its number, and has it put on record.
     fn register(&mut self, mut order: Box<Order>, mut waiter: Option<Waiter>) -> RunId {
-        self.record_ends();
+        // What is recorded now takes along the ends that are not recorded yet.
+        self.settle_at = None;
         let id = RunId(self.next_id);
         self.next_id += 1;
         let mut stdin = false;
@@ -1133,8 +1152,6 @@ impl Actor {
     }
 
     fn start(&mut self, id: RunId, covers: &[RunId]) {
-        // The lane's former run has ended before this one starts, on record too.
-        self.record_ends();
         for covered in covers {
             self.entries.remove(covered);
         }
@@ -1301,13 +1318,13 @@ impl Actor {
         {
             let _ = self.hands.updated.send((order.program.clone(), id));
         }
-        self.notify(&order, &row);
-        let service = order.is_service().then(|| order.program.clone());
         let began = live.is_some();
-        self.ends.push(End { id, order, finish });
         if let Some(live) = live {
             self.unrecorded.insert(id, live);
         }
+        self.record_end(id, &order, finish, began);
+        self.notify(&order, &row);
+        let service = order.is_service().then(|| order.program.clone());
         if let Some(program) = service {
             self.process_over(id, program, ending, began, ended_at);
         }
@@ -1363,18 +1380,32 @@ impl Actor {
         }
     }
 
-    /// Puts the ends of runs on record that clients were told of.
-    fn record_ends(&mut self) {
-        for End { id, order, finish } in std::mem::take(&mut self.ends) {
-            let actions = order.spec.commands.keys().cloned();
-            let lanes = actions.chain([ActionName::run(), ActionName::start()]);
-            let live = lanes.filter_map(|action| {
-                let lane = LaneName::new(&order.program, &action);
-                self.engine.current(&lane)
-            });
-            let live: Vec<RunId> = live.chain([id]).collect();
-            self.hands.finished(id, &order, finish, &live);
+    /// Puts the end of a run on record that clients are told of: soon, if the process that it
+    /// leaves behind would tell another daemon the same.
+    fn record_end(&mut self, id: RunId, order: &Order, finish: Finish, began: bool) {
+        let actions = order.spec.commands.keys().cloned();
+        let lanes = actions.chain([ActionName::run(), ActionName::start()]);
+        let live = lanes.filter_map(|action| {
+            let lane = LaneName::new(&order.program, &action);
+            self.engine.current(&lane)
+        });
+        let live: Vec<RunId> = live.chain([id]).collect();
+        let plain = matches!(
+            finish.outcome,
+            Outcome::Succeeded | Outcome::Failed | Outcome::Signalled
+        );
+        self.hands.finished(id, order, finish, &live);
+        if !(began && plain) || self.stopping {
+            self.settle();
+        } else if self.settle_at.is_none() {
+            self.settle_at = Some(Instant::now() + SETTLE);
         }
+    }
+
+    /// Has all ends recorded that are not yet.
+    fn settle(&mut self) {
+        self.settle_at = None;
+        self.hands.settle();
     }
 
     /// Executes this process as the keeper of its runs: they are its children and stay so.

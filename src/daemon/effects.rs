@@ -4,7 +4,7 @@
 //! disk happens on the blocking pool, and its result comes back as a [`Msg`].
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::signs::{self, Signs};
 use crate::config::model::{LogTo, Program, RecordFailure, Retention};
 use crate::engine::Exit;
 use crate::ids::{LaneName, ProgramName, RunId};
-use crate::keeper::wire::STARTED_PID_AT;
+use crate::keeper::wire::{MOST_FORGOTTEN, STARTED_PID_AT};
 use crate::keeper::{Link, ToKeeper};
 use crate::log;
 use crate::protocol::message::{ErrorCode, Reply};
@@ -38,7 +38,7 @@ use crate::run::tree::{self, Descent, Tree};
 use crate::server::{Input, LiveLog, Notice, Progress};
 use crate::store::{Finish, NewRun, OnFailure, Outcome, Queries, Row, Store};
 use crate::sys;
-use crate::sys::child::PidReport;
+use crate::sys::child::{Datagram, PidReport};
 use crate::sys::terminal::Terminal;
 
 /// How long the output of a run whose process has ended may be held up by what it left behind.
@@ -183,6 +183,8 @@ pub struct Hands {
     /// Which programs are to be up, until that is kept; and who keeps it.
     to_remember: Arc<Mutex<Option<BTreeMap<ProgramName, bool>>>>,
     writing: Arc<Mutex<()>>,
+    /// Runs that the keeper is still to be told to forget.
+    to_forget: Mutex<Vec<u64>>,
     /// How many runs of a program have ended since old ones were deleted.
     ended: Mutex<HashMap<ProgramName, u32>>,
 }
@@ -216,6 +218,7 @@ impl Hands {
             failures: Mutex::default(),
             to_remember: Arc::default(),
             writing: Arc::default(),
+            to_forget: Mutex::default(),
             ended: Mutex::default(),
         }
     }
@@ -469,7 +472,7 @@ impl Hands {
                     e.source
                 );
             }
-            link.send(&ToKeeper::Forget { run: id.0 }, &[]);
+            link.send(&ToKeeper::Forget { runs: vec![id.0] }, &[]);
         });
     }
 
@@ -494,6 +497,7 @@ impl Hands {
                     dropped: 0,
                     leftover: false,
                 },
+                None,
             ));
         }
         let Some(pidfd) = live.pidfd.clone() else {
@@ -563,7 +567,8 @@ impl Hands {
         });
     }
 
-    /// Records the end of a run or request; [`Msg::Finished`] says when that is done.
+    /// Records the end of a run or request, with what is recorded next or by [`Hands::settle`];
+    /// [`Msg::Finished`] says when that is done.
     pub fn finished(&self, id: RunId, order: &Order, finish: Finish, live: &[RunId]) {
         let actor = self.actor.clone();
         self.store.finished(
@@ -574,16 +579,47 @@ impl Hands {
         self.retain(&order.program, &order.spec, live);
     }
 
-    /// The end is on record: the process may be forgotten.
+    /// Has the ends of runs recorded that were not yet.
+    pub fn settle(&self) {
+        self.store.flush();
+    }
+
+    /// The end is on record: the process may be forgotten. The keeper hears of it in time, at the
+    /// latest by [`Hands::forget_all`].
     pub fn release(&self, id: RunId, live: LiveRun) {
         if let (Parent::Daemon, Some(pidfd)) = (live.parent, &live.pidfd) {
             sys::process::reap(pidfd);
         }
-        self.link.send(&ToKeeper::Forget { run: id.0 }, &[]);
+        self.forget(id);
         if let (Some(groups), Ok(Tree::Group(group))) =
             (&self.surroundings.cgroups, Arc::try_unwrap(live.tree))
         {
             groups.give_back(group);
+        }
+    }
+
+    /// Tells the keeper of several at once: every word wakes it.
+    fn forget(&self, id: RunId) {
+        let mut to_forget = self
+            .to_forget
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        to_forget.push(id.0);
+        if to_forget.len() >= MOST_FORGOTTEN {
+            let runs = std::mem::take(&mut *to_forget);
+            self.link.send(&ToKeeper::Forget { runs }, &[]);
+        }
+    }
+
+    /// Tells the keeper of all that it was not yet told to forget.
+    pub fn forget_all(&self) {
+        let mut to_forget = self
+            .to_forget
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !to_forget.is_empty() {
+            let runs = std::mem::take(&mut *to_forget);
+            self.link.send(&ToKeeper::Forget { runs }, &[]);
         }
     }
 
@@ -727,6 +763,13 @@ struct Ends {
 }
 
 impl Ends {
+    /// What the keeper holds, in the order that it expects.
+    fn to_park(&self) -> Vec<RawFd> {
+        let always = [self.out.as_raw_fd(), self.err.as_raw_fd()];
+        let stdin = self.stdin.as_ref().map(AsRawFd::as_raw_fd);
+        always.into_iter().chain(stdin).collect()
+    }
+
     /// Of streams that lead elsewhere.
     fn none() -> Result<Self, spawn::SpawnError> {
         Ok(Self {
@@ -808,7 +851,12 @@ impl Job {
         .encode();
         let report = PidReport {
             file: Some((files.idx.as_raw_fd(), log::PID_OFFSET.cast_signed())),
-            datagram: Some((self.link.as_raw_fd(), started, STARTED_PID_AT)),
+            datagram: Some(Datagram {
+                socket: self.link.as_raw_fd(),
+                bytes: started,
+                pid_at: STARTED_PID_AT,
+                fds: ends.to_park(),
+            }),
         };
         means.env.extend(order.more.iter().cloned());
         let plan = spawn::Plan {
@@ -939,9 +987,6 @@ impl Job {
             stdin,
             terminal,
         } = ends;
-        let mut to_park = vec![out.as_fd(), err.as_fd()];
-        to_park.extend(stdin.as_ref().map(AsFd::as_fd));
-        self.link.send(&ToKeeper::Park { run: self.id.0 }, &to_park);
         let spawned = process.start(group.as_ref().map(RunGroup::as_fd));
         drop(stdio);
         let (pid, pidfd) = match spawned {
@@ -1056,7 +1101,7 @@ pub fn observe(
     });
     let listener = Box::new(Ear {
         run,
-        progress: tell,
+        progress: Some(tell),
         actor: actor.clone(),
     });
     let live = LiveLog::new(log, index, progress);
@@ -1078,13 +1123,16 @@ pub fn observe(
 /// Hears the pump, for the viewers of a log and for the actor.
 struct Ear {
     run: RunId,
-    progress: watch::Sender<Progress>,
+    /// None once the log is closed.
+    progress: Option<watch::Sender<Progress>>,
     actor: mpsc::UnboundedSender<Msg>,
 }
 
 impl Listener for Ear {
     fn grew(&mut self, bytes: u64) {
-        self.progress.send_modify(|p| p.bytes = bytes);
+        if let Some(progress) = &self.progress {
+            progress.send_modify(|p| p.bytes = bytes);
+        }
     }
 
     fn trouble(&mut self, what: LogTrouble) {
@@ -1092,11 +1140,10 @@ impl Listener for Ear {
     }
 
     fn closed(&mut self, report: Closed) {
-        self.progress.send_replace(Progress {
-            bytes: report.bytes,
-            dropped: report.dropped,
-            complete: true,
-        });
-        let _ = self.actor.send(Msg::Closed(self.run, report));
+        // The viewers are told by the actor: all that this wakes is on its thread, and one word
+        // wakes it once.
+        let _ = self
+            .actor
+            .send(Msg::Closed(self.run, report, self.progress.take()));
     }
 }

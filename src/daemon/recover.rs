@@ -208,7 +208,7 @@ impl Recovery<'_> {
                         _ => "it ended while neither daemon nor keeper was there to see how",
                     };
                     self.close(id, outcome, detail);
-                    self.link.send(&ToKeeper::Forget { run: id.0 }, &[]);
+                    self.link.send(&ToKeeper::Forget { runs: vec![id.0] }, &[]);
                 }
                 Found::Nothing if self.rebooted => {
                     let detail = "the machine was restarted before its turn came";
@@ -250,7 +250,7 @@ impl Recovery<'_> {
         }
         // On record as over, but the daemon died before it could say so to the keeper.
         for run in held.keys() {
-            self.link.send(&ToKeeper::Forget { run: *run }, &[]);
+            self.link.send(&ToKeeper::Forget { runs: vec![*run] }, &[]);
         }
     }
 
@@ -494,6 +494,7 @@ impl Recovery<'_> {
             detail: Some(detail.to_owned()),
         };
         self.store.finished(id, finish, Box::new(drop));
+        self.store.flush();
     }
 }
 

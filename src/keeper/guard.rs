@@ -276,16 +276,16 @@ impl Keeper {
 
     fn told(&mut self, message: ToKeeper, mut fds: Vec<OwnedFd>) {
         match message {
-            ToKeeper::Park { run } => self.runs.entry(run).or_default().fds = fds,
             ToKeeper::Unpark { run } => {
                 if let Some(held) = self.runs.get_mut(&run) {
                     held.fds.truncate(2);
                 }
             }
-            ToKeeper::Forget { run } => drop(self.runs.remove(&run)),
+            ToKeeper::Forget { runs } => self.runs.retain(|run, _| !runs.contains(run)),
             ToKeeper::Started { run, pid } => {
                 let held = self.runs.entry(run).or_default();
                 held.pid = pid;
+                held.fds = fds;
                 let mut ended = self.dead.iter().flat_map(|dead| &dead.ended);
                 if let Some((_, exit)) = ended.find(|(p, _)| *p == pid.cast_signed()) {
                     held.exit = Some(*exit);

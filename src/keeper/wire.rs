@@ -7,28 +7,26 @@
 pub const MAX: usize = 1024;
 
 /// The most descriptors that travel with one datagram.
-pub const MAX_FDS: usize = 3;
+pub const MAX_FDS: usize = crate::sys::child::Datagram::MOST_FDS;
+
+/// The most runs that are forgotten with one datagram.
+pub const MOST_FORGOTTEN: usize = 16;
 
 /// What the daemon, or a run's process before it executes, tells the keeper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToKeeper {
-    /// Hold these descriptors: the read ends of a run's stdout and stderr, and the write end of
-    /// its stdin if there is a third.
-    Park {
-        /// Which run.
-        run: u64,
-    },
-    /// The third is not needed any more.
+    /// The third descriptor of a run is not needed any more.
     Unpark {
         /// Which run.
         run: u64,
     },
-    /// The run is over and on record.
+    /// These runs are over and on record.
     Forget {
-        /// Which run.
-        run: u64,
+        /// Which runs, [`MOST_FORGOTTEN`] at most.
+        runs: Vec<u64>,
     },
-    /// The process that sends this becomes the run.
+    /// The process that sends this becomes the run. Its descriptors are to be held: the read ends
+    /// of its stdout and stderr, and the write end of its stdin if there is a third.
     Started {
         /// Which run.
         run: u64,
@@ -106,6 +104,17 @@ fn number(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
+/// One number at least, and nothing else.
+fn numbers(bytes: &[u8]) -> Option<Vec<u64>> {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(8) {
+        return None;
+    }
+    (0..bytes.len())
+        .step_by(8)
+        .map(|at| number(bytes, at))
+        .collect()
+}
+
 fn small(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
@@ -121,9 +130,12 @@ impl ToKeeper {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Park { run } => with_run(1, *run),
             Self::Unpark { run } => with_run(2, *run),
-            Self::Forget { run } => with_run(3, *run),
+            Self::Forget { runs } => {
+                let runs = runs.iter().take(MOST_FORGOTTEN);
+                let runs = runs.flat_map(|run| run.to_le_bytes());
+                [3].into_iter().chain(runs).collect()
+            }
             Self::Started { run, pid } => {
                 let mut bytes = with_run(4, *run);
                 bytes.extend_from_slice(&pid.to_le_bytes());
@@ -159,9 +171,10 @@ impl ToKeeper {
         };
         let bare = |message| rest.is_empty().then_some(message);
         match kind {
-            1 => Some(Self::Park { run: run()? }),
             2 => Some(Self::Unpark { run: run()? }),
-            3 => Some(Self::Forget { run: run()? }),
+            3 => Some(Self::Forget {
+                runs: numbers(rest)?,
+            }),
             4 if rest.len() == 12 => Some(Self::Started {
                 run: number(rest, 0)?,
                 pid: small(rest, 8)?,
@@ -254,9 +267,8 @@ mod tests {
     fn every_message_survives_and_every_truncation_is_refused() {
         let run = 0x0102_0304_0506_0708;
         let to_keeper = [
-            ToKeeper::Park { run },
             ToKeeper::Unpark { run },
-            ToKeeper::Forget { run },
+            ToKeeper::Forget { runs: vec![run] },
             ToKeeper::Started { run, pid: 77 },
             ToKeeper::ParkConfig,
             ToKeeper::ParkListener,
@@ -305,6 +317,14 @@ mod tests {
                 assert_eq!(ToDaemon::decode(&bytes[..cut]), None);
             }
         }
+    }
+
+    #[test]
+    fn many_runs_are_forgotten_with_one_datagram() {
+        let runs: Vec<u64> = (0..MOST_FORGOTTEN as u64).map(|n| n << 40).collect();
+        let bytes = ToKeeper::Forget { runs: runs.clone() }.encode();
+        assert!(bytes.len() <= MAX);
+        assert_eq!(ToKeeper::decode(&bytes), Some(ToKeeper::Forget { runs }));
     }
 
     #[test]

@@ -388,6 +388,8 @@ struct Wish {
     output: OutputWay,
     stdin: StdinWay,
     offset: u64,
+    /// It is there for a run: a log in which nothing stands is of no use to it.
+    runs: bool,
 }
 
 /// The size of a client's terminal, if it has one.
@@ -409,6 +411,7 @@ async fn framed(
         output: OutputWay::None,
         stdin: StdinWay::None,
         offset: 0,
+        runs: false,
     };
     let (wish, terminal) = match &request {
         Request::Run(r) => {
@@ -416,6 +419,7 @@ async fn framed(
             let wish = Wish {
                 output,
                 stdin,
+                runs: true,
                 ..nothing
             };
             (wish, &r.terminal)
@@ -490,6 +494,12 @@ async fn framed(
                         next = silence(&log, &mut told).await;
                     }
                     let start = Start { id: run.0, request, stdin: way, terminal: incoming.at_terminal() };
+                    if let Some(Notice::Final(reply)) = &next && wish.runs && log.progress.borrow().bytes == 0 {
+                        // All that there is to say about it, in one piece: it wakes its client once.
+                        let whole = [start.message(Vec::new(), 0), control(reply)].concat();
+                        to.write_all(&whole).await?;
+                        break;
+                    }
                     view = start_view(&mut to, start, wish, &log).await?;
                 }
                 None => {
@@ -502,6 +512,10 @@ async fn framed(
             () = View::changed(&mut view) => {}
             result = incoming.step() => if !result? { return Ok(()) },
         }
+    }
+    if wish.stdin != StdinWay::Frames && incoming.is_silent() {
+        to.forget();
+        return Ok(());
     }
     to.shutdown().await?;
     farewell(incoming.from).await;
@@ -543,7 +557,8 @@ async fn silence(log: &LiveLog, told: &mut mpsc::UnboundedReceiver<Notice>) -> O
     let output = async {
         while progress.borrow_and_update().bytes == 0 {
             if progress.changed().await.is_err() {
-                return;
+                // It said nothing at all, and its end will be told.
+                std::future::pending::<()>().await;
             }
         }
     };
@@ -562,10 +577,23 @@ struct Start {
     terminal: bool,
 }
 
+impl Start {
+    /// The message, with the names of the descriptors that come with it.
+    fn message(&self, fds: Vec<String>, offset: u64) -> Vec<u8> {
+        control(&Reply::Started {
+            id: self.id,
+            request: self.request,
+            fds,
+            terminal: self.terminal,
+            offset,
+        })
+    }
+}
+
 /// Tells the client that its run has started, with the fds it wished for.
 async fn start_view(
     to: &mut OwnedWriteHalf,
-    start: Start,
+    mut start: Start,
     wish: Wish,
     live: &Arc<LiveLog>,
 ) -> io::Result<Option<View>> {
@@ -605,17 +633,11 @@ async fn start_view(
             });
         }
     }
-    if let Some(fd) = start.stdin {
+    if let Some(fd) = start.stdin.take() {
         names.push("stdin".to_owned());
         fds.push(fd);
     }
-    let message = control(&Reply::Started {
-        id: start.id,
-        request: start.request,
-        fds: names,
-        terminal: start.terminal,
-        offset: wish.offset,
-    });
+    let message = start.message(names, wish.offset);
     send_with_fds(to, &message, &fds).await?;
     Ok(view)
 }
@@ -776,6 +798,16 @@ impl Incoming {
             self.resize(size);
         }
         Ok(())
+    }
+
+    /// Whether the client has nothing to say, and nothing under way: then its end can be closed
+    /// without a farewell.
+    fn is_silent(&self) -> bool {
+        let unread = || self.from.try_read(&mut [0]);
+        self.feed.is_none()
+            && self.size.is_none()
+            && self.bytes.is_empty()
+            && matches!(unread(), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 
     fn at_terminal(&self) -> bool {

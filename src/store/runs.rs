@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rusqlite::Connection;
@@ -65,6 +65,8 @@ pub struct Store {
 
 struct Inner {
     to: Sender<Command>,
+    /// Writes that wait for the next command.
+    soon: Mutex<Vec<Write>>,
     healthy: Arc<AtomicBool>,
     state_dir: PathBuf,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -134,6 +136,7 @@ impl Store {
             .map_err(|e| StoreError::file("start the thread for", state_dir, e))?;
         let inner = Inner {
             to,
+            soon: Mutex::default(),
             healthy,
             state_dir: state_dir.to_owned(),
             thread: Mutex::new(Some(thread)),
@@ -204,12 +207,26 @@ impl Store {
 
     /// The run or request is over. Kept until it is written: `done` hears of an error only if
     /// there is no such run, or the store is closed before.
+    ///
+    /// It is written together with whatever is asked for next; whoever expects nothing soon asks
+    /// for [`Store::flush`]. So runs that follow each other cost one transaction each, not two.
     pub fn finished(&self, run: RunId, finish: Finish, done: Done) {
         let change = Change::Finished {
             run,
             finish: Box::new(finish),
         };
-        self.write(change, OnFailure::Keep, done);
+        self.inner.soon().push(Write {
+            change,
+            on_failure: OnFailure::Keep,
+            done,
+        });
+    }
+
+    /// Has everything written that was asked for so far.
+    pub fn flush(&self) {
+        for write in std::mem::take(&mut *self.inner.soon()) {
+            self.inner.send(Command::Write(write));
+        }
     }
 
     /// `done` is called when everything asked for before has been written or reported; with an
@@ -252,8 +269,27 @@ impl Store {
     }
 
     fn send(&self, command: Command) {
-        if let Err(refused) = self.inner.to.send(command) {
+        self.flush();
+        self.inner.send(command);
+    }
+}
+
+impl Inner {
+    fn soon(&self) -> MutexGuard<'_, Vec<Write>> {
+        self.soon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, command: Command) {
+        if let Err(refused) = self.to.send(command) {
             refused.0.refuse(&StoreError::Closed);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for write in std::mem::take(&mut *self.soon()) {
+            self.send(Command::Write(write));
         }
     }
 }

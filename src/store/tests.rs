@@ -81,6 +81,13 @@ fn insert(store: &Store, run: NewRun) -> Result<(), StoreError> {
     wait(|done| store.insert(run, OnFailure::Report, done))
 }
 
+fn finished(store: &Store, id: RunId, finish: Finish) -> Result<(), StoreError> {
+    wait(|done| {
+        store.finished(id, finish, done);
+        store.flush();
+    })
+}
+
 /// Puts runs of these numbers on record, each with some text.
 fn fill(store: &Store, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
@@ -105,6 +112,12 @@ fn all(queries: &Queries, filter: Filter<'_>) -> Vec<Row> {
 
 fn ids(queries: &Queries, filter: Filter<'_>) -> Vec<u64> {
     all(queries, filter).iter().map(|row| row.id.0).collect()
+}
+
+fn ids_of(store: &Store, outcome: Outcome) -> Vec<u64> {
+    let rows = all(&store.queries(), Filter::default());
+    let of = rows.iter().filter(|row| row.outcome == outcome);
+    of.map(|row| row.id.0).collect()
 }
 
 /// A history in a directory of its own.
@@ -145,7 +158,7 @@ fn every_outcome_comes_back_as_it_was_written() {
             Outcome::Waiting => wait(|done| store.waiting(id, keep, done)),
             Outcome::Running => wait(|done| store.started(id, THEN, None, keep, done)),
             Outcome::Superseded => wait(|done| store.superseded(id, None, THEN, keep, done)),
-            _ => wait(|done| store.finished(id, finish(outcome), done)),
+            _ => finished(store, id, finish(outcome)),
         }
         .unwrap();
     }
@@ -181,7 +194,7 @@ fn a_row_has_the_documented_json() {
         detail: Some("ended on request".to_owned()),
         ..finish(Outcome::Signalled)
     };
-    wait(|done| setup.store.finished(RunId(1), ended, done)).unwrap();
+    finished(&setup.store, RunId(1), ended).unwrap();
     let queries = setup.store.queries();
     let row = queries.get(RunId(1)).unwrap().unwrap();
     let expected = concat!(
@@ -218,14 +231,52 @@ fn a_number_or_a_key_is_on_record_once() {
     run.id = RunId(6);
     let again = insert(&setup.store, run).unwrap_err();
     assert!(matches!(again, StoreError::Duplicate(RunId(6))));
-    let none = wait(|done| {
-        setup
-            .store
-            .finished(RunId(7), finish(Outcome::Failed), done)
-    });
+    let none = finished(&setup.store, RunId(7), finish(Outcome::Failed));
     assert!(matches!(none, Err(StoreError::NoSuchRun(RunId(7)))));
     assert!(setup.store.healthy());
     assert_eq!(ids(&setup.store.queries(), Filter::default()), [5]);
+}
+
+#[test]
+fn an_end_waits_for_what_is_written_next_and_is_not_lost_if_that_never_comes() {
+    let setup = Setup::new();
+    let store = &setup.store;
+    let end = |id| {
+        let (done, reported) = done();
+        store.finished(RunId(id), finish(Outcome::Succeeded), done);
+        reported
+    };
+    for id in 1..=4 {
+        insert(store, new_run(id, "app", Outcome::Running)).unwrap();
+    }
+    let reported = end(1);
+    assert!(reported.try_recv().is_err());
+    assert_eq!(ids_of(store, Outcome::Running), [1, 2, 3, 4]);
+    // What is written next takes it along, and so does whoever waits for all that was written.
+    insert(store, new_run(5, "app", Outcome::Waiting)).unwrap();
+    reported.recv_timeout(DEADLINE).unwrap().unwrap();
+    let reported = end(2);
+    wait(|done| store.barrier(done)).unwrap();
+    reported.recv_timeout(DEADLINE).unwrap().unwrap();
+    assert_eq!(ids_of(store, Outcome::Running), [3, 4]);
+    // The same with the end of the store, in both ways.
+    let reported = end(3);
+    store.close();
+    reported.recv_timeout(DEADLINE).unwrap().unwrap();
+    let Setup { dir, store } = setup;
+    let queries = store.queries();
+    drop(store);
+    let opened = Store::open(dir.path(), None).unwrap();
+    let (done, reported) = done();
+    opened
+        .store
+        .finished(RunId(4), finish(Outcome::Succeeded), done);
+    drop(opened);
+    reported.recv_timeout(DEADLINE).unwrap().unwrap();
+    assert_eq!(
+        queries.get(RunId(4)).unwrap().unwrap().outcome,
+        Outcome::Succeeded
+    );
 }
 
 #[test]
@@ -358,7 +409,7 @@ fn the_last_row_the_last_run_and_the_usual_duration_are_found() {
             ended_at: THEN + seconds * SECOND,
             ..finish(Outcome::Succeeded)
         };
-        wait(|done| store.finished(RunId(id), ended, done)).unwrap();
+        finished(store, RunId(id), ended).unwrap();
     }
     insert(store, new_run(90, "app", Outcome::Superseded)).unwrap();
     insert(store, new_run(91, "other", Outcome::Running)).unwrap();

@@ -58,8 +58,91 @@ pub struct Ids {
 pub struct PidReport {
     /// A file and the offset at which the pid is written, 4 bytes, little endian.
     pub file: Option<(RawFd, i64)>,
-    /// A socket, and the datagram to send with the pid, 4 bytes, little endian, at the offset.
-    pub datagram: Option<(RawFd, Vec<u8>, usize)>,
+    /// See there.
+    pub datagram: Option<Datagram>,
+}
+
+/// A datagram that the child sends, its pid in it.
+#[derive(Debug, Clone)]
+pub struct Datagram {
+    /// Over this socket.
+    pub socket: RawFd,
+    /// What it says.
+    pub bytes: Vec<u8>,
+    /// Where in it the pid goes, 4 bytes, little endian.
+    pub pid_at: usize,
+    /// Descriptors that go with it, [`Datagram::MOST_FDS`] at most.
+    pub fds: Vec<RawFd>,
+}
+
+impl Datagram {
+    /// How many descriptors one carries.
+    pub const MOST_FDS: usize = 3;
+}
+
+/// A [`Datagram`] as the kernel takes it.
+struct Letter {
+    socket: RawFd,
+    bytes: Vec<u8>,
+    pid_at: usize,
+    control: Control,
+    control_len: usize,
+}
+
+/// Room for the one control message: its header and the descriptors.
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    fds: [RawFd; Datagram::MOST_FDS],
+}
+
+impl Letter {
+    fn new(datagram: &Datagram) -> Self {
+        let count = datagram.fds.len().min(Datagram::MOST_FDS);
+        let mut fds = [-1; Datagram::MOST_FDS];
+        fds[..count].copy_from_slice(&datagram.fds[..count]);
+        let length = size_of::<libc::cmsghdr>() + count * size_of::<RawFd>();
+        Self {
+            socket: datagram.socket,
+            bytes: datagram.bytes.clone(),
+            pid_at: datagram.pid_at,
+            control: Control {
+                header: libc::cmsghdr {
+                    cmsg_len: length as _,
+                    cmsg_level: libc::SOL_SOCKET,
+                    cmsg_type: libc::SCM_RIGHTS,
+                },
+                fds,
+            },
+            control_len: if count == 0 { 0 } else { length },
+        }
+    }
+
+    /// Sends it, over a socket that nobody has to read: without a keeper, the index still says
+    /// which process it is.
+    ///
+    /// # Safety
+    /// Only in a child made by [`spawn_in_memory`].
+    unsafe fn send(&mut self, pid: u32) {
+        if let Some(place) = self.bytes.get_mut(self.pid_at..self.pid_at + 4) {
+            place.copy_from_slice(&pid.to_le_bytes());
+        }
+        let mut piece = libc::iovec {
+            iov_base: self.bytes.as_mut_ptr().cast(),
+            iov_len: self.bytes.len(),
+        };
+        // SAFETY: a header of zeroes is a valid one.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = &raw mut piece;
+        header.msg_iovlen = 1;
+        if self.control_len > 0 {
+            header.msg_control = (&raw mut self.control).cast();
+            header.msg_controllen = self.control_len as _;
+        }
+        let flags = libc::MSG_NOSIGNAL as c_long;
+        // SAFETY: the header points to what outlives the call.
+        unsafe { libc::syscall(libc::SYS_sendmsg, self.socket, &raw const header, flags) };
+    }
 }
 
 /// What to execute.
@@ -110,7 +193,7 @@ struct Prepared<'a> {
     shortcut: Option<Vec<*const c_char>>,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
-    datagram: Vec<u8>,
+    letter: Option<Letter>,
     ignored: Vec<c_int>,
     failure: Option<Failure>,
 }
@@ -132,12 +215,7 @@ pub fn spawn(child: &Child, cgroup: Option<BorrowedFd<'_>>) -> Result<(i32, Owne
         shortcut: child.shortcut.as_deref().map(pointers),
         argv: pointers(&child.argv),
         env: pointers(&child.env),
-        datagram: child
-            .report
-            .datagram
-            .as_ref()
-            .map(|(_, bytes, _)| bytes.clone())
-            .unwrap_or_default(),
+        letter: child.report.datagram.as_ref().map(Letter::new),
         ignored: super::signal::ignored(),
         failure: None,
     };
@@ -215,23 +293,8 @@ unsafe fn steps(prepared: &mut Prepared<'_>) -> Failure {
                 libc::syscall(libc::SYS_pwrite64, fd, (&raw const pid), 4 as c_long, at)
             );
         }
-        if let Some((fd, _, at)) = child.report.datagram {
-            ptr::copy_nonoverlapping(
-                (&raw const pid).cast::<u8>(),
-                prepared.datagram.as_mut_ptr().add(at),
-                4,
-            );
-            let (bytes, length) = (prepared.datagram.as_ptr(), prepared.datagram.len());
-            // Without a keeper the index still says which process it is.
-            libc::syscall(
-                libc::SYS_sendto,
-                fd,
-                bytes,
-                length,
-                libc::MSG_NOSIGNAL,
-                ptr::null::<u8>(),
-                0 as c_long,
-            );
+        if let Some(letter) = &mut prepared.letter {
+            letter.send(pid);
         }
 
         // SIG_DFL, no flags, no mask: all zeroes, as the kernel lays it out.

@@ -160,7 +160,12 @@ impl Worker {
         let failure = match applied {
             Ok(results) => {
                 self.to_checkpoint += results.len();
-                for (write, result) in writes.into_iter().zip(results) {
+                // Runs wait for what may fail; for what cannot, nobody does.
+                let (first, then): (Vec<_>, Vec<_>) = writes
+                    .into_iter()
+                    .zip(results)
+                    .partition(|(write, _)| write.on_failure == OnFailure::Report);
+                for (write, result) in first.into_iter().chain(then) {
                     (write.done)(result);
                 }
                 None
