@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fchmod, mkdirat, openat, statat, unlinkat};
@@ -75,9 +76,12 @@ pub fn create_as(
         };
         for file in [&log, &idx] {
             // Whatever the daemon's umask is.
-            fchmod(file, FILE_MODE).map_err(|e| {
-                LogError::new("set the mode of", log_path(log_dir, program, run), e)
-            })?;
+            let is_so = |m: std::fs::Metadata| m.mode() & 0o7777 == FILE_MODE.bits();
+            if !file.metadata().is_ok_and(is_so) {
+                fchmod(file, FILE_MODE).map_err(|e| {
+                    LogError::new("set the mode of", log_path(log_dir, program, run), e)
+                })?;
+            }
         }
         Ok(Files { log, idx })
     })?;
@@ -326,16 +330,20 @@ fn make_directory(log_dir: &Path, program: &ProgramName) -> Result<OwnedFd, LogE
     let mut path = log_dir.to_owned();
     for part in program.as_str().split('/') {
         path.push(part);
-        let made = match mkdirat(&dir, part, DIR_MODE) {
-            Ok(()) => true,
-            Err(Errno::EXIST) => false,
-            Err(e) => return Err(LogError::new("make directory", &path, e)),
+        let open = || openat(&dir, part, DIRECTORY, Mode::empty());
+        let opened = match open() {
+            Err(Errno::NOENT) => {
+                match mkdirat(&dir, part, DIR_MODE) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(e) => return Err(LogError::new("make directory", &path, e)),
+                }
+                let made = open().map_err(|e| LogError::new("open", &path, e))?;
+                fchmod(&made, DIR_MODE).map_err(|e| LogError::new("set the mode of", &path, e))?;
+                Ok(made)
+            }
+            other => other,
         };
-        dir = openat(&dir, part, DIRECTORY, Mode::empty())
-            .map_err(|e| LogError::new("open", &path, e))?;
-        if made {
-            fchmod(&dir, DIR_MODE).map_err(|e| LogError::new("set the mode of", &path, e))?;
-        }
+        dir = opened.map_err(|e| LogError::new("open", &path, e))?;
     }
     Ok(dir)
 }
@@ -354,6 +362,9 @@ fn open_file(
     let file: File = openat(dir, &name, how, FILE_MODE)
         .map_err(|e| LogError::new("open", &path, e))?
         .into();
+    if how.contains(OFlags::EXCL) {
+        return Ok(file);
+    }
     match file.metadata() {
         Ok(found) if found.is_file() => Ok(file),
         Ok(_) => Err(LogError::new(

@@ -1,17 +1,15 @@
 //! `clone3` with a child that shares this process' memory until it executes something.
 //!
 //! That is what makes a spawn cost the same whatever the size of the daemon. The price is the
-//! discipline of [`super::child`]: the child runs on a stack of its own and does nothing but
-//! system calls.
+//! discipline of [`super::child`]: the child does nothing but system calls. As with `vfork`, its
+//! stack is that of the thread that made it, below all that is in use there: that thread stands
+//! still meanwhile, and memory that is mapped already costs nothing.
 
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
 
 use nix::sys::signal::SigSet;
-
-const STACK: usize = 64 * 1024;
 
 /// Of `clone3` alone; the constant in `libc` is too narrow.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -35,31 +33,6 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// A stack with a page below it that nobody may touch.
-struct Stack(*mut c_void);
-
-impl Stack {
-    fn new() -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
-        // SAFETY: a new anonymous mapping concerns no memory that is in use.
-        let base = unsafe { libc::mmap(ptr::null_mut(), STACK, protection, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the first page of the mapping that was just made, which nobody uses.
-        unsafe { libc::mprotect(base, 4096, libc::PROT_NONE) };
-        Ok(Self(base))
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `new` made; the child that ran on it has left the memory.
-        unsafe { libc::munmap(self.0, STACK) };
-    }
-}
-
 /// Makes a child that runs `entry(argument)` in this process' memory, and waits until it has
 /// executed a program or ended. Returns its pid and pidfd.
 ///
@@ -77,15 +50,12 @@ pub unsafe fn spawn_in_memory<T>(
     argument: *mut T,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> io::Result<(i32, OwnedFd)> {
-    let stack = Stack::new()?;
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
         flags: (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64
             | CLONE_CLEAR_SIGHAND,
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
-        stack: stack.0 as u64,
-        stack_size: STACK as u64,
         ..CloneArgs::default()
     };
     if let Some(fd) = cgroup {
@@ -93,9 +63,9 @@ pub unsafe fn spawn_in_memory<T>(
         args.cgroup = fd.as_raw_fd() as u64;
     }
     let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
-    // SAFETY: the arguments are valid for the call; the child continues on its own stack and
-    // calls `entry`, which the caller vouches for; the parent goes on when the child has left
-    // this memory (CLONE_VFORK).
+    // SAFETY: the arguments are valid for the call; the child calls `entry`, which the caller
+    // vouches for, further down this thread's stack; the parent goes on when the child has left
+    // this memory (CLONE_VFORK), and finds its own part of the stack as it was.
     let result = unsafe { clone3(&args, entry as *const c_void, argument.cast()) };
     let restored = before.thread_set_mask();
     if result < 0 {
@@ -110,8 +80,9 @@ pub unsafe fn spawn_in_memory<T>(
 #[cfg(target_arch = "x86_64")]
 unsafe fn clone3(args: &CloneArgs, entry: *const c_void, argument: *mut c_void) -> isize {
     let result: isize;
-    // SAFETY: the child (0) never comes back here: it calls `entry` on its own stack, aligned as
-    // the ABI wants it before a call. The parent sees an ordinary system call.
+    // SAFETY: the child (0) never comes back here: it calls `entry`. An assembler block may use
+    // the stack below it, which is aligned as the ABI wants it before a call. The parent sees an
+    // ordinary system call.
     unsafe {
         std::arch::asm!(
             "syscall",
