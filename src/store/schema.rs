@@ -67,8 +67,6 @@ const SCHEMA: &str = "
         base INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX runs_program ON runs (program);
-    CREATE INDEX runs_succeeded ON runs (program, action) WHERE outcome = 'succeeded';
-    CREATE INDEX runs_unfinished ON runs (id) WHERE outcome IN ('waiting', 'running');
     CREATE UNIQUE INDEX runs_key ON runs (request_key) WHERE request_key IS NOT NULL;
 ";
 
@@ -302,11 +300,36 @@ fn check(connection: &Connection, path: &Path, before: Option<State>) -> rusqlit
     let base = before.map_or(now.base, |before| before.generation);
     let sql = "UPDATE version SET generation = generation + 1, base = ?1";
     let unwritable = match connection.execute(sql, [base]) {
-        Ok(_) => None,
+        Ok(_) => {
+            drop_old_indexes(connection)?;
+            None
+        }
         Err(e) if says_nothing_of_the_file(&e, path) => Some(e),
         Err(e) => return Err(e),
     };
     Ok(Checked::Sound { base, unwritable })
+}
+
+/// What former versions kept up with every run, and nobody needs: all rows are looked at when a
+/// database is opened, and a program's own index leads to its last successes.
+fn drop_old_indexes(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "SELECT count(*) FROM sqlite_schema
+        WHERE type = 'index' AND name IN ('runs_succeeded', 'runs_unfinished')";
+    if connection.query_row(sql, [], |row| row.get::<_, i64>(0))? == 0 {
+        return Ok(());
+    }
+    let dropped = connection.execute_batch(
+        "BEGIN IMMEDIATE;
+         DROP INDEX IF EXISTS runs_succeeded;
+         DROP INDEX IF EXISTS runs_unfinished;
+         UPDATE version SET generation = generation + 1;
+         COMMIT;",
+    );
+    if dropped.is_err() && !connection.is_autocommit() {
+        // There is no room for that now: they are in nobody's way.
+        connection.execute_batch("ROLLBACK")?;
+    }
+    Ok(())
 }
 
 fn journal_mode(connection: &Connection, mode: &str) -> rusqlite::Result<String> {

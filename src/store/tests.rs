@@ -552,6 +552,35 @@ fn a_newer_versions_history_is_left_alone() {
     assert!(path.exists());
 }
 
+#[test]
+fn indexes_of_former_versions_are_dropped() {
+    let setup = Setup::new();
+    fill(&setup.store, 1..=3);
+    setup.store.close();
+    let path = setup.dir.path().join("runs.db");
+    let former = rusqlite::Connection::open(&path).unwrap();
+    former
+        .execute_batch(
+            "CREATE INDEX runs_succeeded ON runs (program, action) WHERE outcome = 'succeeded';
+             CREATE INDEX runs_unfinished ON runs (id) WHERE outcome IN ('waiting', 'running');",
+        )
+        .unwrap();
+    drop(former);
+    for _ in 0..2 {
+        let opened = Store::open(setup.dir.path(), None).unwrap();
+        assert_eq!(opened.lost, None);
+        assert_eq!(ids(&opened.store.queries(), Filter::default()), [1, 2, 3]);
+        opened.store.close();
+    }
+    let database = rusqlite::Connection::open(&path).unwrap();
+    let sql =
+        "SELECT name FROM sqlite_schema WHERE type = 'index' AND name LIKE 'runs%' ORDER BY 1";
+    let mut statement = database.prepare(sql).unwrap();
+    let names = statement.query_map([], |row| row.get::<_, String>(0));
+    let names: Vec<String> = names.unwrap().map(Result::unwrap).collect();
+    assert_eq!(names, ["runs_key", "runs_program"]);
+}
+
 /// A copy of a directory's files.
 type Files = Vec<(String, Vec<u8>)>;
 
