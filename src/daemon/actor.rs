@@ -10,13 +10,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::InForce;
 use super::clock::Moment;
 use super::code;
-use super::effects::{Hands, LiveRun, SpawnFailure};
+use super::effects::{Hands, LiveRun, Silence, SpawnFailure};
 use super::front::chain;
 use crate::config::keys;
 use crate::config::model::{AfterUpdate, KillMode, Leftovers, Program, RecordFailure};
@@ -59,8 +59,8 @@ pub enum Msg {
     Spawned(RunId, Result<Box<LiveRun>, SpawnFailure>),
     /// A process has ended.
     Exited(RunId, Exit),
-    /// A run's output is complete, or was given up; the viewers of its log are to be told.
-    Closed(RunId, Closed, Option<watch::Sender<Progress>>),
+    /// A run's output is complete, or was given up, after its process had ended.
+    Closed(RunId, Silence),
     /// Nothing of a run's tree is left; whether somebody had outlived its process.
     Vacated(RunId),
     /// The end of a run is on record.
@@ -507,6 +507,7 @@ impl Actor {
     ) {
         let closed = run.without_output();
         self.hands.attend(id, &mut run);
+        let closed = closed.or_else(|| run.closing.ask().map(tell_viewers));
         let late = Late {
             order: Box::new(order),
             started_at,
@@ -580,16 +581,7 @@ impl Actor {
             Msg::Spawned(run, Ok(live)) => self.spawned(run, live),
             Msg::Spawned(run, Err(failure)) => self.not_spawned(run, &failure),
             Msg::Exited(run, exit) => self.exited(run, exit),
-            Msg::Closed(run, report, viewers) => {
-                if let Some(viewers) = viewers {
-                    viewers.send_replace(Progress {
-                        bytes: report.bytes,
-                        dropped: report.dropped,
-                        complete: true,
-                    });
-                }
-                self.closed(run, report);
-            }
+            Msg::Closed(run, silence) => self.closed(run, tell_viewers(silence)),
             Msg::Vacated(run) => self.feed(Event::Vacated { run }),
             Msg::Finished(run) => {
                 if let Some(live) = self.unrecorded.remove(&run) {
@@ -1024,13 +1016,18 @@ impl Actor {
             return self.settle_late(id);
         }
         let Some(Entry {
-            stage: Stage::Live { closed, ended, .. },
+            stage: Stage::Live {
+                closed, ended, run, ..
+            },
             ..
         }) = self.entries.get_mut(&id)
         else {
             return;
         };
         *ended = true;
+        if closed.is_none() {
+            *closed = run.closing.ask().map(tell_viewers);
+        }
         let drained = closed.is_some();
         if !drained {
             self.hands.drain(id);
@@ -1439,6 +1436,16 @@ impl Actor {
         );
         std::process::abort();
     }
+}
+
+/// Lets the viewers of a log know that it is complete.
+fn tell_viewers((report, viewers): Silence) -> Closed {
+    viewers.send_replace(Progress {
+        bytes: report.bytes,
+        dropped: report.dropped,
+        complete: true,
+    });
+    report
 }
 
 fn refusal(code: ErrorCode, message: &str) -> Reply {

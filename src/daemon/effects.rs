@@ -72,10 +72,53 @@ pub struct LiveRun {
     pub parked: Vec<OwnedFd>,
     /// What the pump needs; taken when it is handed over.
     pub output: Option<PumpRun>,
+    /// Whether its output is complete.
+    pub closing: Arc<Closing>,
     /// Who can be asked how its process ended.
     pub parent: Parent,
     /// How it says that it is ready, and that it is well.
     pub signs: Option<Signs>,
+}
+
+/// The end of a run's output. It is of no interest before the process has ended: until then the
+/// actor is not woken for it.
+#[derive(Default)]
+pub struct Closing(Mutex<Complete>);
+
+/// The pump's report, and who is to be told.
+pub type Silence = (Closed, watch::Sender<Progress>);
+
+#[derive(Default)]
+enum Complete {
+    #[default]
+    NotYet,
+    /// Nor has the process, and somebody waits.
+    Awaited,
+    Since(Silence),
+}
+
+impl Closing {
+    /// What the pump has reported. `None`: it is not complete, and will be [`Msg::Closed`].
+    pub fn ask(&self) -> Option<Silence> {
+        match std::mem::replace(&mut *self.state(), Complete::Awaited) {
+            Complete::Since(silence) => Some(silence),
+            Complete::NotYet | Complete::Awaited => None,
+        }
+    }
+
+    /// Keeps the report. Gives it back if somebody waits for it.
+    fn report(&self, silence: Silence) -> Option<Silence> {
+        let mut state = self.state();
+        if matches!(*state, Complete::Awaited) {
+            return Some(silence);
+        }
+        *state = Complete::Since(silence);
+        None
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, Complete> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Whose child a run's process is.
@@ -490,15 +533,13 @@ impl Hands {
             && let Err(e) = self.pump.add(output)
         {
             error!("the output of run {id} cannot be kept: {}", chain(&e));
-            self.send(Msg::Closed(
-                id,
-                Closed {
-                    bytes: 0,
-                    dropped: 0,
-                    leftover: false,
-                },
-                None,
-            ));
+            let nothing = Closed {
+                bytes: 0,
+                dropped: 0,
+                leftover: false,
+            };
+            let (nobody, _) = watch::channel(Progress::default());
+            let _ = live.closing.report((nothing, nobody));
         }
         let Some(pidfd) = live.pidfd.clone() else {
             return;
@@ -1004,7 +1045,7 @@ impl Job {
             .into_iter()
             .filter_map(|fd| fd.try_clone().ok())
             .collect();
-        let (output, log) = observe(
+        let (output, log, closing) = observe(
             &self.actor,
             self.id,
             (out, err),
@@ -1021,6 +1062,7 @@ impl Job {
             stdin,
             terminal: terminal.map(Arc::new),
             output: Some(output),
+            closing,
             parent: Parent::Daemon,
             signs,
         }))
@@ -1092,16 +1134,18 @@ pub fn observe(
     files: log::Files,
     (log, index): (PathBuf, PathBuf),
     (limit, rotates): (u64, bool),
-) -> (PumpRun, Arc<LiveLog>) {
+) -> (PumpRun, Arc<LiveLog>, Arc<Closing>) {
     let bytes = files.log.metadata().map_or(0, |m| m.len());
     let (tell, progress) = watch::channel(Progress {
         bytes,
         dropped: 0,
         complete: false,
     });
+    let closing = Arc::<Closing>::default();
     let listener = Box::new(Ear {
         run,
         progress: Some(tell),
+        closing: Arc::clone(&closing),
         actor: actor.clone(),
     });
     let live = LiveLog::new(log, index, progress);
@@ -1117,6 +1161,7 @@ pub fn observe(
             listener,
         },
         Arc::new(live),
+        closing,
     )
 }
 
@@ -1125,6 +1170,7 @@ struct Ear {
     run: RunId,
     /// None once the log is closed.
     progress: Option<watch::Sender<Progress>>,
+    closing: Arc<Closing>,
     actor: mpsc::UnboundedSender<Msg>,
 }
 
@@ -1142,8 +1188,10 @@ impl Listener for Ear {
     fn closed(&mut self, report: Closed) {
         // The viewers are told by the actor: all that this wakes is on its thread, and one word
         // wakes it once.
-        let _ = self
-            .actor
-            .send(Msg::Closed(self.run, report, self.progress.take()));
+        if let Some(progress) = self.progress.take()
+            && let Some(silence) = self.closing.report((report, progress))
+        {
+            let _ = self.actor.send(Msg::Closed(self.run, silence));
+        }
     }
 }

@@ -451,8 +451,8 @@ impl Recovery<'_> {
                 (order.spec.log_max_size, order.is_service()),
             ))
         });
-        let (output, log) = match observed {
-            Some((output, log)) => (Some(output), log),
+        let (output, log, closing) = match observed {
+            Some((output, log, closing)) => (Some(output), log, closing),
             None => {
                 let stored = stored_log(log_dir, &order.program, id);
                 let none = || {
@@ -460,7 +460,7 @@ impl Recovery<'_> {
                         tokio::sync::watch::channel(crate::server::Progress::default());
                     crate::server::LiveLog::new(paths.0, paths.1, progress)
                 };
-                (None, Arc::new(stored.unwrap_or_else(none)))
+                (None, Arc::new(stored.unwrap_or_else(none)), Arc::default())
             }
         };
         let pidfd = pidfd.map(Arc::new);
@@ -473,6 +473,7 @@ impl Recovery<'_> {
             terminal: terminal.map(Arc::new),
             parked,
             output,
+            closing,
             parent,
             signs: if order.is_service() {
                 super::signs::resume(pid)
