@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rusqlite::Connection;
@@ -18,9 +17,11 @@ use super::schema::{self, Found, Sound};
 use super::{Queries, StoreError};
 
 mod changes;
+mod queue;
 mod worker;
 
 use changes::{Change, RetainJob};
+use queue::{Outlet, Queue};
 use worker::Worker;
 
 /// Called on the store's thread when a write is committed, or known to have failed. It must not
@@ -64,9 +65,7 @@ pub struct Store {
 }
 
 struct Inner {
-    to: Sender<Command>,
-    /// Writes that wait for the next command.
-    soon: Mutex<Vec<Write>>,
+    queue: Arc<Queue>,
     healthy: Arc<AtomicBool>,
     state_dir: PathBuf,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -124,19 +123,19 @@ impl Store {
             });
         }
         let unfinished = unfinished(&connection).map_err(failed)?;
-        let (to, from) = channel();
+        let queue = Arc::<Queue>::default();
+        let outlet = Outlet(Arc::clone(&queue));
         if unwritable.is_none() {
             schema::make_reserve(state_dir);
         }
         let healthy = Arc::new(AtomicBool::new(unwritable.is_none()));
-        let worker = Worker::new(connection, base, state_dir, from, Arc::clone(&healthy));
+        let worker = Worker::new(connection, base, state_dir, outlet, Arc::clone(&healthy));
         let thread = thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || worker.work())
             .map_err(|e| StoreError::file("start the thread for", state_dir, e))?;
         let inner = Inner {
-            to,
-            soon: Mutex::default(),
+            queue,
             healthy,
             state_dir: state_dir.to_owned(),
             thread: Mutex::new(Some(thread)),
@@ -215,18 +214,17 @@ impl Store {
             run,
             finish: Box::new(finish),
         };
-        self.inner.soon().push(Write {
+        let write = Write {
             change,
             on_failure: OnFailure::Keep,
             done,
-        });
+        };
+        self.inner.queue.push(Command::Write(write), false);
     }
 
     /// Has everything written that was asked for so far.
     pub fn flush(&self) {
-        for write in std::mem::take(&mut *self.inner.soon()) {
-            self.inner.send(Command::Write(write));
-        }
+        self.inner.queue.flush();
     }
 
     /// `done` is called when everything asked for before has been written or reported; with an
@@ -269,28 +267,13 @@ impl Store {
     }
 
     fn send(&self, command: Command) {
-        self.flush();
-        self.inner.send(command);
-    }
-}
-
-impl Inner {
-    fn soon(&self) -> MutexGuard<'_, Vec<Write>> {
-        self.soon.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn send(&self, command: Command) {
-        if let Err(refused) = self.to.send(command) {
-            refused.0.refuse(&StoreError::Closed);
-        }
+        self.inner.queue.push(command, true);
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for write in std::mem::take(&mut *self.soon()) {
-            self.send(Command::Write(write));
-        }
+        self.queue.push(Command::Stop, true);
     }
 }
 

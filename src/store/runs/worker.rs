@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
@@ -16,9 +15,10 @@ use rusqlite::Connection;
 use crate::store::{StoreError, schema};
 
 use super::changes::{self, RetainJob};
+use super::queue::Outlet;
 use super::{Command, OnFailure, Write};
 
-/// The most writes in one transaction.
+/// The most commands, and so writes, in one transaction.
 const BATCH: usize = 4096;
 /// How often a database that fails is tried when nobody asks for anything.
 const RETRY: Duration = Duration::from_millis(500);
@@ -31,7 +31,7 @@ const CHECKPOINT: usize = 1000;
 pub(super) struct Worker {
     connection: Connection,
     dir: PathBuf,
-    from: Receiver<Command>,
+    from: Outlet,
     /// Writes that failed and are to be tried again, oldest first.
     backlog: VecDeque<Write>,
     retaining: VecDeque<RetainJob>,
@@ -44,19 +44,12 @@ pub(super) struct Worker {
     base: i64,
 }
 
-/// What made the thread go on.
-enum Woken {
-    Command(Command),
-    Nothing,
-    Stop,
-}
-
 impl Worker {
     pub(super) fn new(
         connection: Connection,
         base: i64,
         dir: &Path,
-        from: Receiver<Command>,
+        from: Outlet,
         healthy: Arc<AtomicBool>,
     ) -> Self {
         Self {
@@ -79,25 +72,19 @@ impl Worker {
             let (mut writes, mut barriers) = (Vec::new(), Vec::new());
             let mut stop = false;
             let retaining = !self.retaining.is_empty();
-            let mut woken = self.wait();
+            let mut commands = self.from.take(BATCH, self.patience()).into_iter();
             // Not between the steps of a retention: each would end in an fsync.
-            let idle = matches!(woken, Woken::Nothing) && !retaining;
-            loop {
-                match woken {
-                    Woken::Command(Command::Write(write)) => writes.push(write),
-                    Woken::Command(Command::Barrier(done)) => barriers.push(done),
-                    Woken::Command(Command::Retain(job)) => self.retaining.push_back(job),
-                    Woken::Command(Command::Stop) | Woken::Stop => stop = true,
-                    Woken::Nothing => break,
+            let idle = commands.len() == 0 && !retaining;
+            for command in commands.by_ref() {
+                match command {
+                    Command::Write(write) => writes.push(write),
+                    Command::Barrier(done) => barriers.push(done),
+                    Command::Retain(job) => self.retaining.push_back(job),
+                    Command::Stop => {
+                        stop = true;
+                        break;
+                    }
                 }
-                if stop || writes.len() >= BATCH {
-                    break;
-                }
-                woken = match self.from.try_recv() {
-                    Ok(command) => Woken::Command(command),
-                    Err(TryRecvError::Empty) => Woken::Nothing,
-                    Err(TryRecvError::Disconnected) => Woken::Stop,
-                };
             }
             let failure = self.commit(writes, stop || !barriers.is_empty());
             for done in barriers {
@@ -107,7 +94,7 @@ impl Worker {
                 }
             }
             if stop {
-                return self.end(failure);
+                return self.end(failure, commands);
             }
             self.retain_some();
             if self.to_checkpoint >= CHECKPOINT || idle {
@@ -116,9 +103,9 @@ impl Worker {
         }
     }
 
-    /// Waits for a command, or until there is something else to do.
-    fn wait(&self) -> Woken {
-        let most = if !self.retaining.is_empty() {
+    /// How long to wait for a command, until there is something else to do.
+    fn patience(&self) -> Option<Duration> {
+        if !self.retaining.is_empty() {
             Some(Duration::ZERO)
         } else if !self.healthy.load(Ordering::Relaxed) {
             Some(RETRY.saturating_sub(self.tried.elapsed()))
@@ -126,15 +113,6 @@ impl Worker {
             Some(IDLE)
         } else {
             None
-        };
-        let received = match most {
-            Some(most) => self.from.recv_timeout(most),
-            None => self.from.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        match received {
-            Ok(command) => Woken::Command(command),
-            Err(RecvTimeoutError::Timeout) => Woken::Nothing,
-            Err(RecvTimeoutError::Disconnected) => Woken::Stop,
         }
     }
 
@@ -217,7 +195,7 @@ impl Worker {
     }
 
     /// What is left is reported. Closing the connection puts the journal into the database.
-    fn end(self, failure: Option<StoreError>) {
+    fn end(self, failure: Option<StoreError>, unheard: impl Iterator<Item = Command>) {
         let failure = failure.unwrap_or(StoreError::Closed);
         for write in self.backlog {
             (write.done)(Err(failure.clone()));
@@ -225,7 +203,7 @@ impl Worker {
         for job in self.retaining {
             job.end(Err(StoreError::Closed));
         }
-        for command in self.from.try_iter() {
+        for command in unheard {
             command.refuse(&StoreError::Closed);
         }
     }
