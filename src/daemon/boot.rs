@@ -149,6 +149,7 @@ fn try_boot(target: &Target, options: DaemonOptions) -> Result<i32, BootError> {
     let state_dir = parsed.global.state_dir;
     make_directory(&state_dir, 0o700)?;
     make_directory(&parsed.global.log_dir, 0o750)?;
+    crate::log::spread(&parsed.global.log_dir);
     let lock = take_lock(&state_dir)?;
 
     let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());

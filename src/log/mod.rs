@@ -28,7 +28,7 @@ pub use keep::{Removed, retain};
 pub use lines::{Line, Lines};
 pub use place::{
     Files, create, create_as, in_memory, index_path, log_path, newest_id, open_for_reading,
-    open_for_writing, programs, remove,
+    open_for_writing, programs, remove, spread,
 };
 pub use reader::{Chunk, Reader};
 

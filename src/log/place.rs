@@ -12,7 +12,10 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fchmod, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, IFlags, Mode, OFlags, fchmod, ioctl_getflags, ioctl_setflags, mkdirat,
+    openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use crate::ids::{ProgramName, RunId};
@@ -305,6 +308,19 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 pub(super) fn open_base(log_dir: &Path) -> Result<OwnedFd, LogError> {
     let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(log_dir, how, Mode::empty()).map_err(|e| LogError::new("open", log_dir, e))
+}
+
+/// Asks the file system to keep the directories of programs apart, which have nothing to do with
+/// each other, nor with what else is there. ext4 without a journal looks past every inode that was
+/// deleted nearby in the last minutes: among temporary files, a new one may take it longer than
+/// the whole run. File systems that know nothing of this are left alone.
+pub fn spread(log_dir: &Path) {
+    if let Ok(dir) = open_base(log_dir)
+        && let Ok(flags) = ioctl_getflags(&dir)
+        && !flags.contains(IFlags::TOPDIR)
+    {
+        let _ = ioctl_setflags(&dir, flags | IFlags::TOPDIR);
+    }
 }
 
 /// Calls `action` with the program's directory, which it makes where needed, and once more if

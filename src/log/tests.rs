@@ -18,6 +18,22 @@ fn program(name: &str) -> ProgramName {
     ProgramName::new(name).unwrap()
 }
 
+#[test]
+fn programs_are_kept_apart_where_the_file_system_can() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        spread(dir.path());
+        create(dir.path(), &program("team/app"), RUN).unwrap();
+        remove(dir.path(), &program("team/app"), RUN);
+    }
+    let ext = rustix::fs::statfs(dir.path()).unwrap().f_type == 0xEF53;
+    let flags = rustix::fs::ioctl_getflags(File::open(dir.path()).unwrap());
+    let spread = flags.is_ok_and(|flags| flags.contains(rustix::fs::IFlags::TOPDIR));
+    assert_eq!(spread, ext);
+    // What is missing is somebody else's error.
+    super::spread(&dir.path().join("missing"));
+}
+
 /// A log that is written piece by piece, at the times that the test says.
 struct Sample {
     dir: TempDir,
