@@ -70,7 +70,7 @@ impl IndexWriter {
                 .write_all_at(&Header::for_run(run)?.to_bytes(), 0)?;
             return Ok(writer);
         }
-        writer.skip_what_holds(log_len)?;
+        writer.skip_what_holds(log_len, size)?;
         writer.first = writer.covering(writer.cut.at)?;
         if writer.len < size {
             writer.file.set_len(writer.len)?;
@@ -78,9 +78,14 @@ impl IndexWriter {
         Ok(writer)
     }
 
-    /// Moves behind the last record that may be true of a log with `log_len` bytes.
-    fn skip_what_holds(&mut self, log_len: u64) -> io::Result<()> {
-        let mut block = vec![0; READ];
+    /// Moves behind the last record that may be true of a log with `log_len` bytes, in an index
+    /// of `size` bytes.
+    fn skip_what_holds(&mut self, log_len: u64, size: u64) -> io::Result<()> {
+        let left = usize::try_from(size.saturating_sub(self.len)).unwrap_or(READ);
+        if left == 0 {
+            return Ok(());
+        }
+        let mut block = vec![0; left.min(READ)];
         loop {
             let read = read_full(&self.file, &mut block, self.len)?;
             let (records, _) = block[..read].as_chunks();
@@ -93,7 +98,7 @@ impl IndexWriter {
                 self.tail = Some(record);
                 self.len += RECORD_LEN;
             }
-            if read < READ {
+            if records.is_empty() || read < block.len() {
                 return Ok(());
             }
         }
