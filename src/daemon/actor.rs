@@ -1387,10 +1387,11 @@ impl Actor {
             self.engine.current(&lane)
         });
         let live: Vec<RunId> = live.chain([id]).collect();
-        let plain = matches!(
-            finish.outcome,
-            Outcome::Succeeded | Outcome::Failed | Outcome::Signalled
-        );
+        let plain = finish.detail.is_none()
+            && matches!(
+                finish.outcome,
+                Outcome::Succeeded | Outcome::Failed | Outcome::Signalled
+            );
         self.hands.finished(id, order, finish, &live);
         if !(began && plain) || self.stopping {
             self.settle();

@@ -641,27 +641,27 @@ impl Hands {
 
     /// Tells the keeper of several at once: every word wakes it.
     fn forget(&self, id: RunId) {
-        let mut to_forget = self
-            .to_forget
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut to_forget = self.to_forget();
         to_forget.push(id.0);
-        if to_forget.len() >= MOST_FORGOTTEN {
-            let runs = std::mem::take(&mut *to_forget);
-            self.link.send(&ToKeeper::Forget { runs }, &[]);
+        let many = to_forget.len() >= MOST_FORGOTTEN;
+        drop(to_forget);
+        if many {
+            self.forget_all();
         }
     }
 
     /// Tells the keeper of all that it was not yet told to forget.
     pub fn forget_all(&self) {
-        let mut to_forget = self
-            .to_forget
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !to_forget.is_empty() {
-            let runs = std::mem::take(&mut *to_forget);
+        let runs = std::mem::take(&mut *self.to_forget());
+        if !runs.is_empty() {
             self.link.send(&ToKeeper::Forget { runs }, &[]);
         }
+    }
+
+    fn to_forget(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        self.to_forget
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Deletes what is more than is to be kept: the fewer that is, the sooner.
