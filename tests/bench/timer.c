@@ -2,8 +2,9 @@
  *
  *   timer [-u USER] [-w WARMUP] [-n ROUNDS] [-p] NAME COMMAND... [::: NAME COMMAND...]...
  *
- * Every round starts each command once, in order, and waits for it, so that whatever slows the
- * machine down for a while slows all of them. Standard input and output are /dev/null; with -p
+ * Every round starts each command once and waits for it, so that whatever slows the machine down
+ * for a while slows all of them; in another order each time, since each finds the caches as the
+ * one before has left them. Standard input and output are /dev/null; with -p
  * standard input is a pipe that nothing is written to, as under ssh or CI. Prints for each
  * command: NAME, then in microseconds: least, median, 90 %, 99 %, mean. A command that does not
  * exit with 0 ends it all: the time of a failure says nothing. */
@@ -79,12 +80,22 @@ int main(int argc, char **argv)
 	}
 	posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
 
-	for (int round = -warmup; round < rounds; round++)
-		for (int c = 0; c < count; c++) {
-			double took = once(commands[c] + 1, &actions);
-			if (round >= 0)
-				times[c][round] = took;
+	int order[MOST];
+	for (int c = 0; c < count; c++)
+		order[c] = c;
+	srandom(1);
+	for (int round = -warmup; round < rounds; round++) {
+		for (int c = count - 1; c > 0; c--) {
+			int other = random() % (c + 1), kept = order[c];
+			order[c] = order[other];
+			order[other] = kept;
 		}
+		for (int i = 0; i < count; i++) {
+			double took = once(commands[order[i]] + 1, &actions);
+			if (round >= 0)
+				times[order[i]][round] = took;
+		}
+	}
 	for (int c = 0; c < count; c++) {
 		double sum = 0, *t = times[c];
 		for (int i = 0; i < rounds; i++)
