@@ -692,12 +692,21 @@ fn l9_a_run_without_descriptors_fails_with_the_reason() {
     let site = Site::new();
     site.script("app", "echo ran");
     let d = site.start();
+    let pid = d.daemon_pid();
+    let inherited = descriptors(pid);
     d.ask(OWNER, ["RUN", "app"]).exits(0);
-    let (pid, mut client) = (d.daemon_pid(), connect(&d, OWNER));
-    // It is accepted once the daemon has read something of it.
+    wait_for("the pipes of the first run are closed", || {
+        let of_run = |link: &String| link.starts_with("pipe:") && !inherited.contains(link);
+        (!descriptors(pid).iter().any(of_run)).then_some(())
+    });
+    let before = descriptors(pid);
+    let mut client = connect(&d, OWNER);
     client.write_all(b"DEPLOYER 1\n").unwrap();
     wait_for("the connection is accepted", || {
-        (d.descriptors() > 0 && sockets(pid) >= 2).then_some(())
+        let new = descriptors(pid)
+            .into_iter()
+            .any(|link| link.starts_with("socket:") && !before.contains(&link));
+        new.then_some(())
     });
     let limit = |to: &str| {
         let mut prlimit = Command::new("prlimit");
@@ -731,13 +740,11 @@ fn l9_a_run_without_descriptors_fails_with_the_reason() {
     assert_eq!(d.daemon_pid(), pid);
 }
 
-fn sockets(pid: i32) -> usize {
+/// What the descriptors of a process are.
+fn descriptors(pid: i32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    entries
-        .filter(|e| {
-            fs::read_link(e.path()).is_ok_and(|l| l.to_string_lossy().starts_with("socket:"))
-        })
-        .count()
+    let links = entries.filter_map(|e| fs::read_link(e.path()).ok());
+    links.map(|l| l.to_string_lossy().into_owned()).collect()
 }
 
 fn lowest_free(pid: i32) -> u64 {
