@@ -316,14 +316,20 @@ impl Hands {
     /// Tells somebody how a run came out that is over.
     pub fn answer_from_history(&self, id: RunId, waiter: Waiter) {
         let (queries, log_dir) = (self.queries.clone(), self.log_dir());
+        let actor = self.actor.clone();
         let (done, settled) = std::sync::mpsc::channel();
         // Its end may be on the way to the record.
-        self.store.barrier(Box::new(move |_| {
-            let _ = done.send(());
+        self.store.barrier(Box::new(move |result| {
+            let _ = done.send(result.is_ok());
         }));
         tokio::task::spawn_blocking(move || {
-            let _ = settled.recv_timeout(SETTLE);
+            let settled = settled.recv_timeout(SETTLE) == Ok(true);
             let reply = match covering(&queries, id) {
+                // What covers it has begun meanwhile: the actor knows it by now.
+                Ok(Some(row)) if settled && !row.outcome.is_final() => {
+                    let _ = actor.send(Msg::Known(waiter, Box::new(Some(row))));
+                    return;
+                }
                 Ok(Some(row)) => {
                     let program = ProgramName::new(&row.program).ok();
                     if let Some(log) =
