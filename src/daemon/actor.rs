@@ -876,15 +876,16 @@ impl Actor {
                     },
                 );
             }
+            Stage::Starting { .. } if waiter.joins && !entry.order.has_tty() => {
+                waiter.last(no_terminal(run));
+                return None;
+            }
             Stage::Starting { waiters, .. } => waiters.push(waiter),
             Stage::Live {
                 waiters, run: live, ..
             } => {
                 if waiter.joins && live.terminal.is_none() {
-                    let message = format!(
-                        "run {run} has no terminal (`tty = yes` gives it one); `deployer LOGS {run} -f` follows it"
-                    );
-                    waiter.last(refusal(ErrorCode::BadRequest, &message));
+                    waiter.last(no_terminal(run));
                     return None;
                 }
                 let stdin = match waiter.stdin && waiter.request == run {
@@ -1437,6 +1438,13 @@ impl Actor {
         );
         std::process::abort();
     }
+}
+
+fn no_terminal(run: RunId) -> Reply {
+    let message = format!(
+        "run {run} has no terminal (`tty = yes` gives it one); `deployer LOGS {run} -f` follows it"
+    );
+    refusal(ErrorCode::BadRequest, &message)
 }
 
 /// Lets the viewers of a log know that it is complete.
