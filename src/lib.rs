@@ -5,11 +5,13 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod accounts;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod getent;
 pub mod ids;
 pub mod import;
 pub mod keeper;

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::check::{Checked, check};
 use super::people::Names;
+use crate::accounts;
 
 /// The largest configuration, in bytes.
 pub const MAX_SIZE: u64 = 4 << 20;
@@ -115,11 +116,11 @@ pub struct System;
 
 impl Names for System {
     fn user(&self, name: &str) -> Option<u32> {
-        users::get_user_by_name(name).map(|user| user.uid())
+        accounts::user(name).ok().flatten().map(|user| user.uid)
     }
 
     fn group(&self, name: &str) -> Option<u32> {
-        users::get_group_by_name(name).map(|group| group.gid())
+        accounts::group(name).ok().flatten()
     }
 }
 

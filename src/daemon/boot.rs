@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::front::chain;
+use crate::accounts;
 use crate::cli::{DEFAULT_CONFIG, DaemonOptions, Target};
 use crate::config::diag::printable;
 use crate::config::{autostart_groups as config_groups, load};
@@ -285,20 +286,18 @@ fn octal(text: &str) -> Option<u32> {
 
 /// `-u` and `-g`: this whole process, before it makes anything; and for good.
 fn become_user(options: &DaemonOptions) -> Result<(), BootError> {
-    use nix::unistd::{Gid, Group, Uid, User, getgroups, setgroups, setresgid, setresuid};
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
     if options.user.is_none() && options.group.is_none() {
         return Ok(());
     }
     let user = match &options.user {
         None => None,
         Some(name) => {
+            let found = accounts::find(name).map_err(failed("look up the user of -u"))?;
             let number = name.parse::<crate::ids::Uid>().ok();
-            let found = User::from_name(name).ok().flatten();
-            let found =
-                found.or_else(|| User::from_uid(Uid::from_raw(number?.get())).ok().flatten());
             match (found, number) {
                 (Some(user), _) => Some((user.uid, user.gid, Some(user.name))),
-                (None, Some(n)) => Some((Uid::from_raw(n.get()), Gid::from_raw(n.get()), None)),
+                (None, Some(n)) => Some((n.get(), n.get(), None)),
                 (None, None) => return Err(BootError(format!("-u {name}: there is no such user"))),
             }
         }
@@ -306,35 +305,30 @@ fn become_user(options: &DaemonOptions) -> Result<(), BootError> {
     let group = match &options.group {
         None => None,
         Some(name) => {
-            let number = name
-                .parse::<crate::ids::Gid>()
-                .ok()
-                .map(|g| Gid::from_raw(g.get()));
-            let found = Group::from_name(name)
-                .ok()
-                .flatten()
-                .map(|g| g.gid)
-                .or(number);
-            Some(found.ok_or_else(|| BootError(format!("-g {name}: there is no such group")))?)
+            let found = accounts::group(name).map_err(failed("look up the group of -g"))?;
+            let number = || Some(name.parse::<crate::ids::Gid>().ok()?.get());
+            let unknown = || BootError(format!("-g {name}: there is no such group"));
+            Some(found.or_else(number).ok_or_else(unknown)?)
         }
     };
     let gid = group
         .or(user.as_ref().map(|u| u.1))
-        .unwrap_or_else(nix::unistd::getegid);
+        .unwrap_or_else(|| nix::unistd::getegid().as_raw());
     let refused = || failed("change user or group (that takes root)");
     if nix::unistd::geteuid().is_root() {
-        let groups = match user
-            .as_ref()
-            .and_then(|u| u.2.as_ref())
-            .and_then(|n| std::ffi::CString::new(n.as_str()).ok())
-        {
-            Some(name) => nix::unistd::getgrouplist(&name, gid).unwrap_or_default(),
-            None => vec![gid],
+        let groups = match &user {
+            Some((.., Some(name))) => {
+                accounts::groups_of(name, gid).map_err(failed("look up the groups of -u"))?
+            }
+            _ => vec![gid],
         };
+        let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
         setgroups(&groups).map_err(refused())?;
     }
+    let gid = Gid::from_raw(gid);
     setresgid(gid, gid, gid).map_err(refused())?;
     if let Some((uid, ..)) = user {
+        let uid = Uid::from_raw(uid);
         setresuid(uid, uid, uid).map_err(refused())?;
         let root = Uid::from_raw(0);
         if !uid.is_root() && (setresuid(root, root, root).is_ok() || nix::unistd::geteuid() != uid)
@@ -344,7 +338,6 @@ fn become_user(options: &DaemonOptions) -> Result<(), BootError> {
             ));
         }
     }
-    let _ = getgroups();
     Ok(())
 }
 

@@ -156,7 +156,7 @@ impl Question {
             listener: None,
         };
         let update = ActionName::update();
-        let identity = common.identities.resolve(self.spec.run_as(&update));
+        let identity = Identity::resolve(self.spec.run_as(&update));
         let identity = identity.map_err(|e| e.to_string())?;
         let cannot = |e: io::Error| format!("cannot ask: {e}");
         let (out, stdout) = spawn::pipe_for(&identity).map_err(|e| e.to_string())?;

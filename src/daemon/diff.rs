@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::accounts;
 use crate::config::model::Config;
 use crate::ids::{Gid, Uid};
 use crate::policy;
@@ -57,17 +58,15 @@ pub fn text(old: &Config, new: &Config) -> String {
 }
 
 fn user(uid: &Uid) -> String {
-    let found = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid.get()));
-    match found {
+    match accounts::user_of(uid.get()) {
         Ok(Some(user)) => format!("user {}", user.name),
         _ => format!("user {uid}"),
     }
 }
 
 fn group(gid: &Gid) -> String {
-    let found = nix::unistd::Group::from_gid(nix::unistd::Gid::from_raw(gid.get()));
-    match found {
-        Ok(Some(group)) => format!("group {}", group.name),
+    match accounts::group_of(gid.get()) {
+        Ok(Some(name)) => format!("group {name}"),
         _ => format!("group {gid}"),
     }
 }

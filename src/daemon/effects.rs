@@ -30,7 +30,7 @@ use crate::log;
 use crate::protocol::message::{ErrorCode, Reply};
 use crate::run::cgroup::{Cgroups, RunGroup};
 use crate::run::environment::Facts;
-use crate::run::identity::{Identities, Identity};
+use crate::run::identity::Identity;
 use crate::run::journal;
 use crate::run::pump::{Closed, Listener, LogTrouble, Pump, PumpRun};
 use crate::run::spawn;
@@ -191,8 +191,6 @@ pub struct Surroundings {
     pub cgroups: Option<Cgroups>,
     /// The soft limit of open files that the daemon was started with.
     pub nofile: u64,
-    /// Who runs were made as lately.
-    pub identities: Identities,
     /// The program itself, for workers.
     pub binary: OwnedFd,
 }
@@ -859,11 +857,8 @@ impl Job {
     fn prepare(&self) -> Result<Ready, SpawnFailure> {
         let order = &self.order;
         let spec = &order.spec;
-        let identity = self
-            .surroundings
-            .identities
-            .resolve(spec.run_as(order.right()))
-            .map_err(|e| spawn_failed(e.into()))?;
+        let identity = Identity::resolve(spec.run_as(order.right()));
+        let identity = identity.map_err(|e| spawn_failed(e.into()))?;
 
         let global = &self.in_force.config.global;
         let (files, paths, limit) = self.log_files().map_err(|e| failed(e, 126))?;

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -1002,14 +1003,13 @@ impl Front {
             }
             Some(user) => {
                 let name = user.clone();
-                let found = blocking(move || names::peer_of_user(&name)).await.flatten();
-                let unknown = || {
-                    refusal(
-                        ErrorCode::BadRequest,
-                        format!("there is no user {user:?} here"),
-                    )
-                };
-                Some(found.ok_or_else(unknown)?)
+                let asked = blocking(move || names::peer_of_user(&name)).await;
+                let asked = asked.unwrap_or_else(|| Err(io::Error::other("see the log")));
+                let bad = |why| refusal(ErrorCode::BadRequest, why);
+                let found = asked
+                    .map_err(|e| bad(format!("cannot look up the user {user:?}: {e}")))?
+                    .ok_or_else(|| bad(format!("there is no user {user:?} here")))?;
+                Some(found)
             }
         };
         let explain = somebody.is_some();

@@ -301,8 +301,7 @@ async fn identify(front: &Front, client: &OwnedFd, claim: Claim, http: &Http) ->
     if let Some(secret) = claim.token {
         let token = front.tokens.find(&secret)?;
         let user = token.uid.to_string();
-        let owner = tokio::task::spawn_blocking(move || peer_of_user(&user)).await;
-        let mut owner = owner.ok().flatten()?;
+        let mut owner = named(user).await?;
         owner.scope = Some(Arc::new(token.scope()));
         return Some(owner);
     }
@@ -314,12 +313,24 @@ async fn identify(front: &Front, client: &OwnedFd, claim: Claim, http: &Http) ->
     if trusted && http.user_header.is_some() {
         // One that does not say who asks speaks for nobody, and not for itself.
         let named = match claim.user {
-            Some(user) => tokio::task::spawn_blocking(move || peer_of_user(&user)).await,
-            None => Ok(None),
+            Some(user) => named(user).await,
+            None => None,
         };
-        return Some(named.ok().flatten().unwrap_or_else(nobody));
+        return Some(named.unwrap_or_else(nobody));
     }
     Some(kernel.unwrap_or_else(|_| nobody()))
+}
+
+/// Whoever has this name. None: nobody has it, or that cannot be found out now.
+async fn named(user: String) -> Option<Peer> {
+    let asked = tokio::task::spawn_blocking(move || match peer_of_user(&user) {
+        Ok(found) => found,
+        Err(e) => {
+            warn!("cannot look up the user {user:?}: {e}");
+            None
+        }
+    });
+    asked.await.ok().flatten()
 }
 
 /// The peer of a UNIX socket.

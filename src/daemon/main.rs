@@ -33,7 +33,6 @@ use crate::keeper::link::Heard;
 use crate::keeper::saved::VERSION;
 use crate::keeper::{Link, Reason, Saved, Settings, ToDaemon, ToKeeper};
 use crate::run::cgroup::Cgroups;
-use crate::run::identity::Identities;
 use crate::run::pump::Pump;
 use crate::server::listener;
 use crate::store::{Opened, Store};
@@ -197,7 +196,6 @@ impl Daemon {
                 .then(|| Cgroups::find(&group_name(&global.state_dir)))
                 .flatten(),
             nofile: self.settings.nofile,
-            identities: Identities::default(),
             binary: own_binary().map_err(io_error("open the program itself"))?,
         });
         match &surroundings.cgroups {

@@ -2,11 +2,11 @@
 //! blocking pool.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::unistd::{Gid as NixGid, Uid as NixUid, User, getgrouplist};
-
+use crate::accounts::{self, Account};
 use crate::ids::{Gid, Uid};
 use crate::policy::Peer;
 use crate::store::By;
@@ -53,40 +53,37 @@ impl Names {
 }
 
 fn name_of(uid: u32) -> String {
-    users::get_user_by_uid(uid)
-        .and_then(|u| u.name().to_str().map(str::to_owned))
-        .unwrap_or_else(|| uid.to_string())
+    let found = accounts::user_of(uid).ok().flatten();
+    found.map_or_else(|| uid.to_string(), |account| account.name)
 }
 
 /// A user as a peer would be, with all the groups that a login gives. A bare number without an
-/// entry has no groups.
-#[must_use]
-pub fn peer_of_user(user: &str) -> Option<Peer> {
-    let number = user.parse::<u32>().ok();
-    let found = User::from_name(user).ok().flatten();
-    let found = found.or_else(|| User::from_uid(NixUid::from_raw(number?)).ok().flatten());
-    let Some(found) = found else {
-        let raw_uid = number?;
-        return Some(Peer {
+/// entry has no groups. None: there is no such user.
+///
+/// # Errors
+/// Why it could not be found out.
+pub fn peer_of_user(user: &str) -> io::Result<Option<Peer>> {
+    let Some(Account { name, uid, gid, .. }) = accounts::find(user)? else {
+        let number = user.parse::<u32>().ok();
+        return Ok(number.map(|raw_uid| Peer {
             uid: Uid::new(raw_uid).ok(),
             gid: None,
             groups: Vec::new(),
             pid: 0,
             raw_uid,
             scope: None,
-        });
+        }));
     };
-    let name = std::ffi::CString::new(found.name).ok()?;
-    let groups: Vec<NixGid> = getgrouplist(&name, found.gid).unwrap_or_default();
-    Some(Peer {
-        uid: Uid::new(found.uid.as_raw()).ok(),
-        gid: Gid::new(found.gid.as_raw()).ok(),
+    let groups = accounts::groups_of(&name, gid)?;
+    Ok(Some(Peer {
+        uid: Uid::new(uid).ok(),
+        gid: Gid::new(gid).ok(),
         groups: groups
             .into_iter()
-            .filter_map(|g| Gid::new(g.as_raw()).ok())
+            .filter_map(|g| Gid::new(g).ok())
             .collect(),
         pid: 0,
-        raw_uid: found.uid.as_raw(),
+        raw_uid: uid,
         scope: None,
-    })
+    }))
 }

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
@@ -296,9 +297,12 @@ pub async fn await_port(
     let end = Instant::now() + patience;
     let mut pause = SOON;
     while Instant::now() < end && !actor.is_closed() {
-        let any = [("127.0.0.1", port), ("::1", port)];
-        for address in any {
-            if tokio::net::TcpStream::connect(address).await.is_ok() {
+        let own: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        for address in own {
+            if tokio::net::TcpStream::connect((address, port))
+                .await
+                .is_ok()
+            {
                 let _ = actor.send(Msg::Ready(program, run));
                 return;
             }

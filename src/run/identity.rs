@@ -1,12 +1,8 @@
 //! Who a run's process is: ids, groups, home. From names, anew for every run.
 
-use std::ffi::CString;
-use std::os::unix::fs::MetadataExt;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::io;
 
-use nix::unistd::{Gid as NixGid, User, getgrouplist};
-
+use crate::accounts::{self, Account};
 use crate::config::model::{RunAs, RunUser};
 use crate::sys::child::Ids;
 
@@ -33,7 +29,7 @@ pub enum IdentityError {
     Unknown(String),
     /// The database of names could not be asked.
     #[error("cannot look up the user {0:?}: {1}")]
-    Lookup(String, std::io::Error),
+    Lookup(String, io::Error),
     /// Only root can run things as somebody else.
     #[error("the daemon does not run as root, so it cannot run anything as {0:?}")]
     NotRoot(String),
@@ -48,10 +44,10 @@ impl Identity {
         let own = nix::unistd::geteuid().as_raw();
         let identity = match &run_as.user {
             Some(RunUser::Named(name)) => {
-                let looked_up = User::from_name(name)
-                    .map_err(|e| IdentityError::Lookup(name.clone(), e.into()))?;
-                let user = looked_up.ok_or_else(|| not_found(name))?;
-                Self::of_user(user, run_as)
+                let cannot = |e| IdentityError::Lookup(name.clone(), e);
+                let user = accounts::user(name).map_err(cannot)?;
+                let user = user.ok_or_else(|| IdentityError::Unknown(name.clone()))?;
+                Self::of_user(user, run_as).map_err(cannot)?
             }
             // A bare number has no groups, and nothing is looked up for it.
             Some(RunUser::Number(uid)) => Self {
@@ -61,18 +57,21 @@ impl Identity {
                 name: uid.to_string(),
                 home: "/".into(),
             },
-            None => match User::from_uid(nix::unistd::geteuid()) {
-                Ok(Some(user)) => Self::of_user(user, run_as),
-                _ => Self {
-                    uid: own,
-                    gid: run_as
-                        .group
-                        .map_or(nix::unistd::getegid().as_raw(), |g| g.get()),
-                    groups: Vec::new(),
-                    name: own.to_string(),
-                    home: "/".into(),
-                },
-            },
+            None => {
+                let cannot = |e| IdentityError::Lookup(own.to_string(), e);
+                match accounts::user_of(own).map_err(cannot)? {
+                    Some(user) => Self::of_user(user, run_as).map_err(cannot)?,
+                    None => Self {
+                        uid: own,
+                        gid: run_as
+                            .group
+                            .map_or(nix::unistd::getegid().as_raw(), |g| g.get()),
+                        groups: Vec::new(),
+                        name: own.to_string(),
+                        home: "/".into(),
+                    },
+                }
+            }
         };
         if own != 0 && (identity.uid != own || identity.gid != nix::unistd::getegid().as_raw()) {
             return Err(IdentityError::NotRoot(identity.name));
@@ -80,22 +79,15 @@ impl Identity {
         Ok(identity)
     }
 
-    fn of_user(user: User, run_as: &RunAs) -> Self {
-        let gid = run_as.group.map_or(user.gid.as_raw(), |g| g.get());
-        let listed = CString::new(user.name.clone())
-            .ok()
-            .and_then(|n| getgrouplist(&n, NixGid::from_raw(gid)).ok());
-        Self {
-            uid: user.uid.as_raw(),
+    fn of_user(user: Account, run_as: &RunAs) -> io::Result<Self> {
+        let gid = run_as.group.map_or(user.gid, |g| g.get());
+        Ok(Self {
+            uid: user.uid,
             gid,
-            groups: listed
-                .unwrap_or_else(|| vec![NixGid::from_raw(gid)])
-                .into_iter()
-                .map(NixGid::as_raw)
-                .collect(),
+            groups: accounts::groups_of(&user.name, gid)?,
             name: user.name,
-            home: user.dir.to_string_lossy().into_owned(),
-        }
+            home: user.home,
+        })
     }
 
     /// The ids to switch to; none where this process is not root and has them already.
@@ -107,71 +99,6 @@ impl Identity {
             groups: self.groups.clone(),
         };
         nix::unistd::geteuid().is_root().then_some(ids)
-    }
-}
-
-/// Identities that were looked up a moment ago: a service of names may be slow, and hundreds of
-/// runs a second ask for the same few. A change of `/etc/passwd` or `/etc/group` counts at once,
-/// one of another service after [`FRESH_FOR`].
-#[derive(Debug, Default)]
-pub struct Identities(Mutex<Vec<Remembered>>);
-
-#[derive(Debug)]
-struct Remembered {
-    run_as: RunAs,
-    identity: Identity,
-    at: Instant,
-    stamps: [Option<Stamp>; 2],
-}
-
-/// What tells one state of a file from another: inode, size, time of change.
-type Stamp = (u64, u64, i64, i64);
-
-/// How long an identity is believed.
-const FRESH_FOR: Duration = Duration::from_secs(5);
-
-/// How many are remembered.
-const MOST: usize = 256;
-
-impl Identities {
-    /// [`Identity::resolve`], from memory where that is fresh.
-    ///
-    /// # Errors
-    /// [`IdentityError`].
-    pub fn resolve(&self, run_as: &RunAs) -> Result<Identity, IdentityError> {
-        let stamps = ["/etc/passwd", "/etc/group"].map(stamp);
-        {
-            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            known.retain(|r| r.at.elapsed() < FRESH_FOR && r.stamps == stamps);
-            if let Some(found) = known.iter().find(|r| r.run_as == *run_as) {
-                return Ok(found.identity.clone());
-            }
-        }
-        let identity = Identity::resolve(run_as)?;
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() < MOST {
-            let (run_as, identity) = (run_as.clone(), identity.clone());
-            known.push(Remembered {
-                run_as,
-                identity,
-                at: Instant::now(),
-                stamps,
-            });
-        }
-        Ok(identity)
-    }
-}
-
-fn stamp(path: &str) -> Option<Stamp> {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
-}
-
-/// The C library calls a database that it cannot open an unknown user.
-fn not_found(name: &str) -> IdentityError {
-    match std::fs::File::open("/dev/null") {
-        Ok(_) => IdentityError::Unknown(name.to_owned()),
-        Err(e) => IdentityError::Lookup(name.to_owned(), e),
     }
 }
 

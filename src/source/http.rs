@@ -15,7 +15,7 @@ use ureq::{Agent, Body};
 
 use super::s3::Keys;
 use super::update::not_cancelled;
-use super::{Failure, Outcome, progress};
+use super::{Failure, Outcome, hosts, progress};
 use crate::config::model::Digest;
 use crate::config::remote::Login;
 
@@ -297,7 +297,7 @@ fn agent(url: &str) -> Agent {
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .root_certs(RootCerts::Specific(Arc::new(certificates)))
         .build();
-    Agent::config_builder()
+    let config = Agent::config_builder()
         .http_status_as_error(false)
         // A redirect does not lead from what is protected to what is not.
         .https_only(url.starts_with("https:"))
@@ -308,8 +308,8 @@ fn agent(url: &str) -> Agent {
         .timeout_recv_response(Some(SILENCE))
         .timeout_per_read(Some(SILENCE))
         .tls_config(tls)
-        .build()
-        .new_agent()
+        .build();
+    hosts::agent(config)
 }
 
 fn marks_of(response: &Response<Body>) -> Marks {

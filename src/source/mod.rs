@@ -19,6 +19,7 @@
 mod archive;
 mod git;
 mod hooks;
+mod hosts;
 mod http;
 mod netrc;
 mod progress;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, hosts};
 use crate::config::model::{S3, Source};
 
 /// Where a machine of Amazon's asks what it may do.
@@ -101,12 +101,11 @@ fn from_machine() -> Option<Keys> {
     let base = std::env::var("AWS_EC2_METADATA_SERVICE_ENDPOINT");
     let base = base.unwrap_or_else(|_| METADATA.to_owned());
     let base = format!("{}/latest", base.trim_end_matches('/'));
-    let agent: Agent = Agent::config_builder()
+    let config = Agent::config_builder()
         .timeout_global(Some(METADATA_TIMEOUT))
         .max_redirects(0)
-        .proxy(None)
-        .build()
-        .new_agent();
+        .proxy(None);
+    let agent = hosts::agent(config.build());
     let session = agent
         .put(format!("{base}/api/token"))
         .header("X-aws-ec2-metadata-token-ttl-seconds", "300")

@@ -155,6 +155,53 @@ fn a5_a_supplementary_group_is_enough() {
     assert_eq!(d.ask(last, ["RUN", "open"]).exits(0).text(), "open\n");
 }
 
+/// Users and groups that are in no file of the machine count like those that are.
+#[test]
+fn users_and_groups_of_other_name_services_count() {
+    root_only!(users_and_groups_of_other_name_services_count);
+    let site = Site::new();
+    site.script(
+        "getent",
+        "case \"$1 $3\" in\n\
+         'passwd far-dev' | 'passwd 54340') echo 'far-dev:*:54340:54341:F\u{e4}r:/far:/bin/sh' ;;\n\
+         'group far-team') echo 'far-team:*:54342:far-bot' ;;\n\
+         'passwd far-bot') echo 'far-bot:*:54343:54344::@D@:/bin/sh' ;;\n\
+         'initgroups far-bot') echo 'far-bot               54344 54342' ;;\n\
+         'initgroups far-dev') echo 'far-dev              54341 54345' ;;\n\
+         'passwd far-away') exit 3 ;;\n\
+         *) exec /usr/bin/getent \"$@\" ;;\nesac\n",
+    );
+    site.env("PATH", "@D@/root:/usr/bin:/bin");
+    site.configure(
+        "[prog-app]\nallow-uid = far-dev\nallow-gid = far-team\nuser = far-bot\n\
+         cmd-run = id -u; id -g; id -G; echo $USER $HOME $DEPLOYER_BY\n\
+         [prog-mine]\nallow-gid = 54345\n",
+    );
+    let d = site.start();
+    let user = |uid, gid, groups| User { uid, gid, groups };
+    let dev = user(54_340, 54_341, &[]);
+    let home = d.expand("@D@");
+    let ran = d.ask(dev, ["RUN", "app"]).exits(0);
+    let expected = format!("54343\n54344\n54344 54342\nfar-bot {home} far-dev\n");
+    assert_eq!(ran.text(), expected);
+    assert_eq!(d.row(1)["by"]["user"], "far-dev");
+    d.ask(user(54_350, 54_350, &[54_342]), ["RUN", "app"])
+        .exits(0);
+    d.ask(user(54_350, 54_350, &[]), ["RUN", "app"]).exits(125);
+    // What root asks of somebody who is not here counts the groups that a login would give.
+    let may = ["CAN", "--user", "far-dev"];
+    let may = d.ask(OWNER, may).exits(0).text();
+    assert!(
+        may.contains("may run app") && may.contains("may run mine"),
+        "{may}"
+    );
+    // A service that fails is not one without an answer.
+    let unknown = d.ask(OWNER, ["CAN", "--user", "far-and-away"]).exits(125);
+    assert!(unknown.errors().contains("no user"), "{unknown:?}");
+    let failed = d.ask(OWNER, ["CAN", "--user", "far-away"]).exits(125);
+    assert!(failed.errors().contains("look up"), "{failed:?}");
+}
+
 /// A6: an id that means nobody, everybody or nothing is an error of the configuration.
 #[test]
 fn a6_ids_that_name_nobody_are_errors_and_the_daemon_does_not_start() {

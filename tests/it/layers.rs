@@ -9,17 +9,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("cli", &["ids", "protocol"]),
     ("sys", &[]),
+    ("getent", &[]),
+    ("accounts", &["getent"]),
     ("engine", &["config", "ids"]),
-    ("config", &["ids"]),
+    ("config", &["accounts", "ids"]),
     ("policy", &["config", "ids"]),
     ("import", &["config", "ids"]),
     ("protocol", &[]),
     ("log", &["config", "ids"]),
     ("logging", &["config"]),
     ("store", &["config", "ids", "log"]),
-    ("run", &["config", "ids", "log", "sys"]),
+    ("run", &["accounts", "config", "ids", "log", "sys"]),
     ("server", &["ids", "log", "policy", "protocol", "sys"]),
-    ("source", &["config", "sys"]),
+    ("source", &["config", "getent", "sys"]),
     ("web", &["log", "protocol", "sys"]),
     ("keeper", &["logging", "sys"]),
     (
@@ -29,8 +31,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "cli", "config", "engine", "ids", "keeper", "log", "logging", "policy", "protocol",
-            "run", "server", "source", "store", "sys", "web",
+            "accounts", "cli", "config", "engine", "ids", "keeper", "log", "logging", "policy",
+            "protocol", "run", "server", "source", "store", "sys", "web",
         ],
     ),
 ];
