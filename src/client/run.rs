@@ -110,6 +110,8 @@ struct Follower {
     shown: Shown,
     /// The thread that waits for Ctrl-C; it is started when it is worth it.
     leaving: Option<std::sync::mpsc::Sender<u64>>,
+    /// Where stdin is to go once it has something to say.
+    input: Option<OwnedFd>,
     /// The key that leaves the terminal of a run.
     detach_key: Option<u8>,
     /// What is typed, if it goes to a terminal of the run.
@@ -125,6 +127,7 @@ impl Follower {
             detach: false,
             shown: Shown::default(),
             leaving: None,
+            input: None,
             detach_key: terminal::detach_key()?,
             keyboard: None,
         })
@@ -176,8 +179,20 @@ impl Follower {
         loop {
             if self.leaving.is_none() && !self.detach && !connection.buffered() {
                 let patience = SHORT.saturating_sub(began.elapsed());
-                if !readable_within(&connection, patience)? {
-                    self.leaving = Some(watch_for_interrupt(self.shown.request)?);
+                match await_something(&connection, self.input.is_some(), patience)? {
+                    Something::Reply => {}
+                    Something::Input => {
+                        self.feed()?;
+                        continue;
+                    }
+                    Something::NoInput => {
+                        self.input = None;
+                        continue;
+                    }
+                    Something::Time => {
+                        self.feed()?;
+                        self.leaving = Some(watch_for_interrupt(self.shown.request)?);
+                    }
                 }
             }
             let Some(reply) = connection.receive()? else {
@@ -278,14 +293,22 @@ impl Follower {
             match name.as_str() {
                 "log" => log = Some(fd),
                 "index" => index = Some(fd),
-                "stdin" => feed(fd)?,
+                "stdin" => self.input = Some(fd),
                 _ => {}
             }
+        }
+        if self.leaving.is_some() {
+            self.feed()?;
         }
         match (log, index) {
             (Some(log), Some(index)) => Ok(Some(View::new(log, index, self.shown.offset, None)?)),
             _ => Ok(None),
         }
+    }
+
+    /// Lets stdin through, if that is wanted and not yet done.
+    fn feed(&mut self) -> Result<(), Problem> {
+        self.input.take().map_or(Ok(()), feed)
     }
 
     fn show(&mut self, view: &mut Option<View>) -> Result<(), Problem> {
@@ -435,17 +458,53 @@ fn leaving_signals() -> SigSet {
     signals.into_iter().collect()
 }
 
-fn readable_within(connection: &Connection, patience: Duration) -> Result<bool, Problem> {
+/// What the first moments of a run may bring.
+enum Something {
+    Reply,
+    /// On stdin.
+    Input,
+    /// Stdin is at its end.
+    NoInput,
+    /// They are over.
+    Time,
+}
+
+/// Waits for the daemon, and for stdin if `input` is set. A short run ends before either needs a
+/// thread.
+fn await_something(
+    connection: &Connection,
+    input: bool,
+    patience: Duration,
+) -> Result<Something, Problem> {
     let timeout = Timespec {
         tv_sec: 0,
         tv_nsec: i64::from(patience.subsec_nanos()),
     };
-    let mut fds = [PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::IN)];
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(n) => Ok(n > 0),
-        Err(rustix::io::Errno::INTR) => Ok(true),
-        Err(e) => Err(Problem::new(format!("cannot wait for the daemon: {e}"))),
+    let stdin = io::stdin();
+    let mut fds = [
+        PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::IN),
+        PollFd::new(&stdin, PollFlags::IN),
+    ];
+    let wanted = if input { 2 } else { 1 };
+    let ready = loop {
+        match poll(&mut fds[..wanted], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => break ready,
+        }
+    };
+    match ready {
+        Ok(0) => return Ok(Something::Time),
+        Ok(_) => {}
+        Err(e) => return Err(Problem::new(format!("cannot wait for the daemon: {e}"))),
     }
+    let [reply, said] = fds.map(|fd| fd.revents());
+    Ok(if !reply.is_empty() || !input {
+        Something::Reply
+    } else if said.contains(PollFlags::IN) {
+        Something::Input
+    } else {
+        Something::NoInput
+    })
 }
 
 /// From here on Ctrl-C (and TERM, HUP) leaves the run alone and says how to get back to it.

@@ -686,6 +686,41 @@ fn l8_without_a_client_stdin_is_at_its_end() {
     d.await_trace("end", 3);
 }
 
+/// L8: a stdin that is at its end, that speaks after a while, that never speaks.
+#[test]
+fn l8_stdin_may_take_its_time() {
+    let site = Site::new();
+    site.configure(
+        "[prog-app]\ncmd-run = echo begin >> @S@/trace; cat; echo over\n\
+         [prog-deaf]\ncmd-run = echo heard nothing\n",
+    );
+    let d = site.start();
+    assert_eq!(
+        d.ask_with(OWNER, ["RUN", "app"], b"").exits(0).text(),
+        "over\n"
+    );
+    // The client has settled down to a long run.
+    let mut client = d.client(OWNER, ["RUN", "app"]);
+    client.stdin(Stdio::piped());
+    let mut running = Running::start(client);
+    let tasks = format!("/proc/{}/task", running.pid());
+    d.await_trace("begin", 2);
+    wait_for("the client waits in more than one thread", || {
+        (fs::read_dir(&tasks).unwrap().count() > 1).then_some(())
+    });
+    let mut stdin = running.stdin();
+    stdin.write_all(b"at last\n").unwrap();
+    drop(stdin);
+    assert_eq!(running.done().exits(0).text(), "at last\nover\n");
+    // Waiting for one that does not end holds nothing up.
+    let mut client = d.client(OWNER, ["RUN", "deaf"]);
+    client.stdin(Stdio::piped());
+    let mut running = Running::start(client);
+    let stdin = running.stdin();
+    assert_eq!(running.done().exits(0).text(), "heard nothing\n");
+    drop(stdin);
+}
+
 /// L9: without descriptors for its pipes a run fails with the reason, and the daemon lives.
 #[test]
 fn l9_a_run_without_descriptors_fails_with_the_reason() {
