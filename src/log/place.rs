@@ -9,12 +9,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{
     AtFlags, Dir, FileType, IFlags, Mode, OFlags, fchmod, ioctl_getflags, ioctl_setflags, mkdirat,
-    openat, statat, unlinkat,
+    openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -79,12 +79,9 @@ pub fn create_as(
         };
         for file in [&log, &idx] {
             // Whatever the daemon's umask is.
-            let is_so = |m: std::fs::Metadata| m.mode() & 0o7777 == FILE_MODE.bits();
-            if !file.metadata().is_ok_and(is_so) {
-                fchmod(file, FILE_MODE).map_err(|e| {
-                    LogError::new("set the mode of", log_path(log_dir, program, run), e)
-                })?;
-            }
+            fchmod(file, FILE_MODE).map_err(|e| {
+                LogError::new("set the mode of", log_path(log_dir, program, run), e)
+            })?;
         }
         Ok(Files { log, idx })
     })?;
@@ -313,7 +310,7 @@ pub(super) fn open_base(log_dir: &Path) -> Result<OwnedFd, LogError> {
 /// Asks the file system to keep the directories of programs apart, which have nothing to do with
 /// each other, nor with what else is there. ext4 without a journal looks past every inode that was
 /// deleted nearby in the last minutes: among temporary files, a new one may take it longer than
-/// the whole run. File systems that know nothing of this are left alone.
+/// the whole run (see also [`make_apart`]). File systems that know nothing of this are left alone.
 pub fn spread(log_dir: &Path) {
     if let Ok(dir) = open_base(log_dir)
         && let Ok(flags) = ioctl_getflags(&dir)
@@ -349,7 +346,7 @@ fn make_directory(log_dir: &Path, program: &ProgramName) -> Result<OwnedFd, LogE
         let open = || openat(&dir, part, DIRECTORY, Mode::empty());
         let opened = match open() {
             Err(Errno::NOENT) => {
-                match mkdirat(&dir, part, DIR_MODE) {
+                match make_apart(&dir, part).or_else(|_| mkdirat(&dir, part, DIR_MODE)) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(e) => return Err(LogError::new("make directory", &path, e)),
                 }
@@ -362,6 +359,19 @@ fn make_directory(log_dir: &Path, program: &ProgramName) -> Result<OwnedFd, LogE
         dir = opened.map_err(|e| LogError::new("open", &path, e))?;
     }
     Ok(dir)
+}
+
+/// Makes a directory under a name that was never there before, and renames it. ext4 finds a place
+/// for one by its name: the next of the same name would lie among what was deleted with the last.
+fn make_apart(dir: &OwnedFd, part: &str) -> Result<(), Errno> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let name = format!(".{}", now.unwrap_or_default().as_nanos());
+    mkdirat(dir, &name, DIR_MODE)?;
+    let renamed = renameat(dir, &name, dir, part);
+    if renamed.is_err() {
+        let _ = unlinkat(dir, &name, AtFlags::REMOVEDIR);
+    }
+    renamed
 }
 
 fn open_file(

@@ -410,6 +410,27 @@ fn files_are_private_and_their_directories_too() {
 }
 
 #[test]
+fn the_directory_of_a_program_is_made_once_by_whoever_comes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = program("team/app");
+    for round in 0..20_u64 {
+        let runs: Vec<RunId> = (1..=8).map(|n| RunId(round * 8 + n)).collect();
+        std::thread::scope(|scope| {
+            for run in &runs {
+                scope.spawn(|| create(dir.path(), &name, *run).unwrap());
+            }
+        });
+        for run in runs {
+            assert!(log_path(dir.path(), &name, run).exists(), "{run}");
+        }
+        let names = fs::read_dir(dir.path()).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["team"]);
+        fs::remove_dir_all(dir.path().join("team")).unwrap();
+    }
+}
+
+#[test]
 fn no_symbolic_link_below_the_log_directory_is_followed() {
     let dir = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
