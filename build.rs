@@ -10,14 +10,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The functions that a client runs through, made by `tests/bench/start`.
+const START: &str = "src/sys/start.txt";
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
+    println!("cargo::rerun-if-changed={START}");
+    let is = |name: &str, value: &str| env::var(name).is_ok_and(|its| its == value);
     let is_native = env::var("HOST").ok() == env::var("TARGET").ok();
-    let is_gnu = env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|system| system == "gnu");
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    // Whoever has chosen a linker has one that may know none of this.
+    let is_usual = is_native && env::var_os("RUSTC_LINKER").is_none() && !flags.contains("link");
+    let is_due = is_usual && is("PROFILE", "release") && is("CARGO_CFG_TARGET_ENV", "gnu");
     // Before, relocations could not be packed.
-    let is_due = is_release && is_native && is_gnu && glibc() >= Some((2, 36));
-    if is_due && link_statically().is_none() {
+    if is_due && glibc() >= Some((2, 36)) && link_statically().is_none() {
         println!("cargo::warning=linked with shared libraries: libc.a is not here");
     }
 }
@@ -32,22 +38,27 @@ fn link_statically() -> Option<()> {
     let (c, unwind, gcc) = (c?, unwind?, gcc?);
     let m = library("libm.a")?;
     // The compiler asks for shared libraries by name; these stand in for them.
-    fs::write(out.join("libc.so"), format!("GROUP({c} {unwind} {gcc})\n")).ok()?;
-    fs::write(
-        out.join("libgcc_s.so"),
-        format!("GROUP({unwind} {gcc} {c})\n"),
-    )
-    .ok()?;
-    fs::write(out.join("libm.so"), format!("INPUT({})\n", m.display())).ok()?;
-    let directory = format!("-L{}", out.display());
-    for argument in [
-        directory.as_str(),
-        "-static-pie",
-        "-Wl,-z,pack-relative-relocs",
-    ] {
-        println!("cargo::rustc-link-arg-bins={argument}");
-    }
+    let stand_in = |name: &str, text: String| fs::write(out.join(name), text + "\n").ok();
+    stand_in("libc.so", format!("GROUP({c} {unwind} {gcc})"))?;
+    stand_in("libgcc_s.so", format!("GROUP({unwind} {gcc} {c})"))?;
+    stand_in("libm.so", format!("INPUT({})", m.display()))?;
+    stand_in("start.ld", place_together())?;
+    let out = out.display();
+    println!("cargo::rustc-link-arg-bins=-L{out}");
+    println!("cargo::rustc-link-arg-bins=-static-pie");
+    println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    println!("cargo::rustc-link-arg-bins=-T{out}/start.ld");
     Some(())
+}
+
+/// What a client runs through is less than a tenth of the program, but there is some in each part
+/// of it. Side by side it is a few pages to map instead of hundreds. The script says so to the
+/// linker; what of it is not there any more does no harm.
+fn place_together() -> String {
+    let names = fs::read_to_string(START).unwrap_or_default();
+    let names = names.lines().filter(|line| !line.starts_with('#'));
+    let sections: String = names.map(|name| format!("*(\".text.{name}\")\n")).collect();
+    format!("SECTIONS {{ .text.start : {{\n{sections}}} }} INSERT BEFORE .text;")
 }
 
 /// The version of the C library that is built for, which is the one that is here.
