@@ -24,7 +24,8 @@ fn main() {
     let is_due = is_usual && is("PROFILE", "release") && is("CARGO_CFG_TARGET_ENV", "gnu");
     // Before, relocations could not be packed.
     if is_due && glibc() >= Some((2, 36)) && link_statically().is_none() {
-        println!("cargo::warning=linked with shared libraries: libc.a is not here");
+        let remedy = "libc6-dev has it on Debian, glibc-static on Fedora";
+        println!("cargo::warning=linked with shared libraries, libc.a is not here; {remedy}");
     }
 }
 
